@@ -1,0 +1,78 @@
+"""The SDK's exceptions: one tree, each class also a builtin so that ordinary ``except`` clauses work.
+
+A message names the argument, what was expected and what came; ``hint`` is the step that repairs it. The command line
+prints the two on one line and exits with :attr:`EdgeSdkError.exit_code`; anything that is not an ``EdgeSdkError`` is a
+defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class EdgeSdkError(Exception):
+    """Base of every error a user can cause or repair.
+
+    Args:
+        message: what was expected and what came.
+        hint: the step or command that repairs it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.hint = hint
+        super().__init__(f"{message} {hint}" if hint else message)
+
+
+class RecipeError(EdgeSdkError, ValueError):
+    """A recipe or option is unknown, of the wrong type or out of range."""
+
+
+class MissingFileError(EdgeSdkError, FileNotFoundError):
+    """A file or folder that was named is not there."""
+
+    # FileNotFoundError formats itself from errno fields; the message is all we carry.
+    __str__ = Exception.__str__
+
+
+class FileFormatError(EdgeSdkError, ValueError):
+    """A file is there but is truncated, undecodable or not what its name says."""
+
+
+class ChecksumError(FileFormatError):
+    """A file's SHA-256 is not the one recorded for it."""
+
+
+class BundleError(EdgeSdkError, ValueError):
+    """A bundle is incomplete, of an unknown format, or does not hold what was asked of it."""
+
+
+class CheckpointError(EdgeSdkError, ValueError):
+    """A checkpoint does not fit the module it was given for."""
+
+
+class ConversionError(EdgeSdkError, TypeError):
+    """A module holds something that a distillation method cannot convert."""
+
+
+class ShapeError(EdgeSdkError, ValueError):
+    """A frame or tensor has another shape or dtype than the graph takes."""
+
+
+class VideoError(EdgeSdkError, OSError):
+    """A video cannot be opened, decoded or written."""
+
+    __str__ = Exception.__str__
+
+
+class DependencyError(EdgeSdkError, ImportError):
+    """A package that this step needs is not installed on this machine."""
+
+    __str__ = Exception.__str__
+
+
+class EngineError(EdgeSdkError, RuntimeError):
+    """An engine cannot be loaded or its run failed."""
+
+
+class ClosedError(EdgeSdkError, RuntimeError):
+    """A runner, source or sink was used after ``close()`` or outside its ``with`` block."""

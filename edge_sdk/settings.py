@@ -1,0 +1,85 @@
+"""Typed settings: every stage is one frozen pydantic model, read from a YAML recipe."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.files import require_file
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_recipe(path: str | Path, kind: type[S], **overrides: Any) -> S:
+    """Read a YAML recipe as settings of type ``kind``.
+
+    Paths inside a recipe are relative to the working directory, as on the command line.
+
+    Args:
+        path: the recipe.
+        kind: the settings model of the stage.
+        overrides: top-level keys that replace the recipe's; ``None`` leaves the recipe's value.
+
+    Raises:
+        MissingFileError: no recipe there.
+        FileFormatError: not YAML, or not a mapping.
+        RecipeError: an unknown key or a bad value; each is named with what was expected and what came.
+    """
+    file = require_file(path, "recipe")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"recipe {file}: not readable as YAML: {_one_line(error)}.") from error
+    if not isinstance(data, dict):
+        raise FileFormatError(f"recipe {file}: expected keys and values, got {type(data).__name__}.")
+    data.update({key: value for key, value in overrides.items() if value is not None})
+    return parse_settings(data, kind, f"recipe {file}")
+
+
+def parse_settings(data: Any, kind: type[S], where: str) -> S:
+    """``data`` as settings of type ``kind``; ``where`` begins the error message.
+
+    Raises:
+        RecipeError: naming every bad key, what was expected and what came.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {'; '.join(_describe(e, kind) for e in error.errors())}.") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _describe(error: Any, kind: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the whole"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(kind), n=1)
+        meant = f", did you mean '{near[0]}'?" if near else ""
+        return f"unknown key '{key}'{meant}"
+    if error["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}': {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+
+
+def _all_keys(kind: type[BaseModel], seen: frozenset[type] = frozenset()) -> list[str]:
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        keys.append(name)
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner not in seen:
+                keys += _all_keys(inner, seen | {inner})
+    return keys
