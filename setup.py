@@ -1,0 +1,87 @@
+"""Package metadata. It is here and not in pyproject.toml because a stock JetPack's setuptools reads it only from here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """``__version__`` of the package, read as text so that building imports nothing."""
+    text = (ROOT / "edge_sdk" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('edge_sdk/__init__.py: expected a line __version__ = "..."')
+    return found.group(1)
+
+
+# Light enough for every device. NumPy 1 stays allowed: JetPack 6's own OpenCV is compiled against it.
+BASE = [
+    "numpy>=1.23,<3",
+    "pydantic>=2.7,<3",
+    "PyYAML>=6,<7",
+    "typer>=0.16,<1",
+    "rich>=13.7,<16",
+]
+
+# The headless wheel: edge_sdk opens no windows, and opencv-python does not import where libGL is missing.
+OPENCV = "opencv-python-headless>=4.8,<6"
+REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4"]
+
+# 1.23 is the last ONNX Runtime with wheels for Python 3.10.
+DESKTOP = ["onnxruntime>=1.23,<2", OPENCV, *REPORT]
+
+# No OpenCV on purpose: JetPack's own (apt install python3-opencv) has GStreamer, which CSI cameras need, and a wheel
+# from PyPI would hide it.
+JETSON = ["onnxruntime>=1.23,<2"]
+
+# Lower bounds are the oldest releases that the tests have run with.
+WORKSTATION = [
+    "torch>=2.13,<3",
+    "onnx>=1.23,<2",
+    "onnxscript>=0.7,<1",
+    "onnxslim>=0.1.98,<1",
+    "lightning-fabric>=2.6,<3",
+    "torchmetrics>=1.9,<2",
+    *DESKTOP,
+]
+
+DEV = [
+    "pytest>=9,<10",
+    "pytest-timeout>=2.4,<3",
+    "hypothesis>=6.168,<7",
+    "ruff>=0.17,<0.18",
+    "mypy>=2.4,<2.5",
+    "types-PyYAML>=6,<7",
+    *WORKSTATION,
+]
+
+setup(
+    name="edge_sdk",
+    version=read_version(),
+    description="Distil a per-frame vision model into keyframe and delta steps, and run them on edge devices.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["edge_sdk", "edge_sdk.*"]),
+    package_data={"": ["py.typed", "*.html", "*.j2", "*.css", "*.yaml"]},
+    install_requires=BASE,
+    extras_require={"desktop": DESKTOP, "jetson": JETSON, "workstation": WORKSTATION, "dev": DEV},
+    entry_points={"console_scripts": ["edge-sdk = edge_sdk.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    zip_safe=False,
+)
