@@ -1,0 +1,63 @@
+"""edge_sdk: distil a cheap student of a per-frame teacher and run the two in turn on an edge device.
+
+Importing this package loads nothing heavy: each name below is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_sdk.bundle import Bundle
+    from edge_sdk.errors import EdgeSdkError
+    from edge_sdk.runtime.result import Result, StepKind
+    from edge_sdk.runtime.runner import EdgeRunner
+    from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
+    from edge_sdk.video import open_sink, open_source
+    from edge_sdk.video.frame import Frame
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlwaysSchedule",
+    "Bundle",
+    "ChangeSchedule",
+    "EdgeRunner",
+    "EdgeSdkError",
+    "EverySchedule",
+    "ExternalSchedule",
+    "Frame",
+    "Result",
+    "StepKind",
+    "__version__",
+    "open_sink",
+    "open_source",
+]
+
+_HOME = {
+    "AlwaysSchedule": "edge_sdk.runtime.schedule",
+    "Bundle": "edge_sdk.bundle",
+    "ChangeSchedule": "edge_sdk.runtime.schedule",
+    "EdgeRunner": "edge_sdk.runtime.runner",
+    "EdgeSdkError": "edge_sdk.errors",
+    "EverySchedule": "edge_sdk.runtime.schedule",
+    "ExternalSchedule": "edge_sdk.runtime.schedule",
+    "Frame": "edge_sdk.video.frame",
+    "Result": "edge_sdk.runtime.result",
+    "StepKind": "edge_sdk.runtime.result",
+    "open_sink": "edge_sdk.video",
+    "open_source": "edge_sdk.video",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'edge_sdk' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,87 @@
+"""What one call of the runner returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_sdk.tasks.base import Prediction, Segmentation
+
+if TYPE_CHECKING:
+    from edge_sdk.tasks.base import Task
+
+
+class StepKind(str, Enum):
+    """What was run for a frame."""
+
+    KEYFRAME = "keyframe"
+    DELTA = "delta"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Wall-clock time of each stage, in milliseconds; a stage that was not run is 0.
+
+    Args:
+        copy_in_ms: frame into the graph's input buffer.
+        step_ms: the graph itself, as the backend runs it.
+        decode_ms: outputs to a prediction.
+        total_ms: call to result, including the checks and the schedule's decision.
+    """
+
+    copy_in_ms: float
+    step_ms: float
+    decode_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """The answer for one frame.
+
+    The prediction's arrays are read-only views of the runner's memory: they hold this frame's answer until
+    the runner is called again; :meth:`copy` keeps it.
+
+    Args:
+        prediction: what the task decoded.
+        kind: which step was run.
+        seq: the frame's number.
+        captured_s: the frame's capture time in seconds, as its source gave it.
+        delivered_s: when this result was ready, ``time.monotonic()`` in seconds. Less ``captured_s`` this is
+            the age of the answer where the source's clock is the same, as a camera's is.
+        state_age: frames since the keyframe that this answer rests on; 0 for a keyframe.
+        times: how long each stage took.
+        task: the task that decoded the prediction.
+    """
+
+    prediction: Prediction
+    kind: StepKind
+    seq: int
+    captured_s: float
+    delivered_s: float
+    state_age: int
+    times: StageTimes
+    task: Task
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The class ids of a segmentation, (H, W) uint8, read-only.
+
+        Raises:
+            TypeError: the task is no segmentation.
+        """
+        if not isinstance(self.prediction, Segmentation):
+            raise TypeError(f"mask: a {self.task.spec.kind} result has none; read result.prediction.")
+        return self.prediction.mask
+
+    def plot(self, image_bgr: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+        """A new (H, W, 3) uint8 BGR image with the prediction drawn over ``image_bgr``; ``alpha`` in 0-1."""
+        return self.task.draw(image_bgr, self.prediction, alpha)
+
+    def copy(self) -> Result:
+        """This result with a prediction in memory of its own, valid for as long as it is kept."""
+        return replace(self, prediction=self.prediction.copy())

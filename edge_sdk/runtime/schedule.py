@@ -1,0 +1,214 @@
+"""Schedules decide, frame by frame: keyframe, delta or skip.
+
+The settings are what a recipe or a manifest holds; ``start()`` makes a fresh schedule for one stream.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from edge_sdk.runtime.result import StepKind
+from edge_sdk.settings import Settings
+
+
+class Schedule(Protocol):
+    """One stream's decisions; it sees every frame of the stream once, in order."""
+
+    def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        """Decide for one frame.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            age: frames since the last keyframe, this one counted (1 right after it); None where a keyframe is
+                needed whatever the schedule says (first frame, frames lost, requested).
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        ...
+
+
+class AlwaysSchedule(Settings):
+    """Every frame is a keyframe."""
+
+    kind: Literal["always"] = "always"
+
+    @property
+    def uses_delta(self) -> bool:
+        """Whether a delta step may be asked for."""
+        return False
+
+    def start(self) -> Schedule:
+        """A fresh schedule for one stream."""
+        return _Always()
+
+
+class EverySchedule(Settings):
+    """A keyframe every ``interval`` frames.
+
+    Frame 0 is a keyframe because there is no state yet; then frame i is one where ``i % interval == phase``.
+    Frames are counted as they arrive. A keyframe that was forced in between does not move the grid, so
+    streams that share a device can be kept apart by their phases.
+
+    Args:
+        interval: frames from keyframe to keyframe, at least 1.
+        phase: 0 to ``interval - 1``.
+        between: what the other frames are.
+    """
+
+    kind: Literal["every"] = "every"
+    interval: int = Field(ge=1)
+    phase: int = Field(default=0, ge=0)
+    between: Literal["delta", "skip"] = "delta"
+
+    @model_validator(mode="after")
+    def _phase_below_interval(self) -> EverySchedule:
+        if self.phase >= self.interval:
+            raise ValueError(f"phase must be below interval ({self.interval}), it is {self.phase}")
+        return self
+
+    @property
+    def uses_delta(self) -> bool:
+        """Whether a delta step may be asked for."""
+        return self.interval > 1 and self.between == "delta"
+
+    def start(self) -> Schedule:
+        """A fresh schedule for one stream."""
+        return _Every(self)
+
+
+class ChangeSchedule(Settings):
+    """A keyframe where the picture has changed since the last one.
+
+    The change is the mean absolute difference of luma, in grey levels, over every ``stride``-th pixel of
+    every ``stride``-th row.
+
+    Args:
+        threshold: change above which a frame is a keyframe, in grey levels (0-255).
+        min_interval: frames from keyframe to keyframe at least, whatever the change.
+        max_interval: frames from keyframe to keyframe at most; None for no limit.
+        stride: pixels from sample to sample.
+    """
+
+    kind: Literal["change"] = "change"
+    threshold: float = Field(ge=0, le=255)
+    min_interval: int = Field(default=1, ge=1)
+    max_interval: int | None = Field(default=None, ge=1)
+    stride: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ChangeSchedule:
+        if self.max_interval is not None and self.max_interval < self.min_interval:
+            raise ValueError(f"max_interval {self.max_interval} is below min_interval {self.min_interval}")
+        return self
+
+    @property
+    def uses_delta(self) -> bool:
+        """Whether a delta step may be asked for."""
+        return self.max_interval != 1
+
+    def start(self) -> Schedule:
+        """A fresh schedule for one stream."""
+        return _Change(self)
+
+
+class ExternalSchedule(Settings):
+    """A keyframe where the application asks for one (``EdgeRunner.request_keyframe``).
+
+    Args:
+        max_interval: frames from keyframe to keyframe at most; None for no limit.
+    """
+
+    kind: Literal["external"] = "external"
+    max_interval: int | None = Field(default=None, ge=1)
+
+    @property
+    def uses_delta(self) -> bool:
+        """Whether a delta step may be asked for."""
+        return self.max_interval != 1
+
+    def start(self) -> Schedule:
+        """A fresh schedule for one stream."""
+        return _External(self.max_interval)
+
+
+ScheduleSettings = Annotated[
+    AlwaysSchedule | EverySchedule | ChangeSchedule | ExternalSchedule, Field(discriminator="kind")
+]
+
+
+class _Always:
+    def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        return StepKind.KEYFRAME
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+class _Every:
+    def __init__(self, settings: EverySchedule) -> None:
+        self._interval = settings.interval
+        self._phase = settings.phase
+        self._between = StepKind(settings.between)
+        self._index = -1
+
+    def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        self._index += 1
+        due = self._index % self._interval == self._phase
+        return StepKind.KEYFRAME if due or age is None else self._between
+
+    def reset(self) -> None:
+        self._index = -1
+
+
+class _Change:
+    def __init__(self, settings: ChangeSchedule) -> None:
+        self._settings = settings
+        self._reference: np.ndarray | None = None
+
+    def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        luma = _sampled_luma(image, self._settings.stride)
+        if self._is_due(luma, age):
+            self._reference = luma
+            return StepKind.KEYFRAME
+        return StepKind.DELTA
+
+    def _is_due(self, luma: np.ndarray, age: int | None) -> bool:
+        settings = self._settings
+        if age is None or self._reference is None:
+            return True
+        if age < settings.min_interval:
+            return False
+        if settings.max_interval is not None and age >= settings.max_interval:
+            return True
+        return bool(np.abs(luma - self._reference).mean() > settings.threshold)
+
+    def reset(self) -> None:
+        self._reference = None
+
+
+class _External:
+    def __init__(self, max_interval: int | None) -> None:
+        self._max_interval = max_interval
+
+    def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        due = age is None or (self._max_interval is not None and age >= self._max_interval)
+        return StepKind.KEYFRAME if due else StepKind.DELTA
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+# ITU-R BT.601 luma of (blue, green, red).
+_LUMA = np.array((0.114, 0.587, 0.299), np.float32)
+
+
+def _sampled_luma(image: np.ndarray, stride: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    # Samples sit in the middle of their cells; a frame smaller than one cell has one sample, in its middle.
+    top, left = min(stride, height) // 2, min(stride, width) // 2
+    return image[top::stride, left::stride].astype(np.float32) @ _LUMA
