@@ -1,0 +1,5 @@
+"""Reference networks: the published DDRNet sizes and a small one for the demo."""
+
+from edge_sdk.distill.models.ddrnet import ddrnet_23, ddrnet_23_slim, ddrnet_39
+
+__all__ = ["ddrnet_23", "ddrnet_23_slim", "ddrnet_39"]

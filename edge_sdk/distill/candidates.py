@@ -1,0 +1,144 @@
+"""Student candidates of one convolution, and the gate that chooses between them (Delta Distillation, arXiv 2203.09594).
+
+Candidates have no bias: they act on differences, in which a bias cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+RankRule = Literal["out", "min"]
+GUMBEL_TEMPERATURE = 2 / 3
+GATE_START = -1.0
+
+
+def rank_of(c_in: int, c_out: int, gamma: int, rule: RankRule) -> int:
+    """Rank of the low-rank candidate.
+
+    ``out`` (segmentation): ``c_out // gamma`` where ``c_out > gamma``, else ``c_out``.
+    ``min`` (detection): ``m // gamma`` where ``m = min(c_in, c_out) >= gamma``, else ``m``.
+    """
+    if rule == "out":
+        return c_out // gamma if c_out > gamma else c_out
+    smaller = min(c_in, c_out)
+    return smaller // gamma if smaller >= gamma else smaller
+
+
+def grouped_rank(conv: nn.Conv2d, gamma: int, rule: RankRule) -> int:
+    """The rank for ``conv``, as a multiple of its groups so that each group keeps its share."""
+    rank = rank_of(conv.in_channels, conv.out_channels, gamma, rule)
+    return max(rank // conv.groups, 1) * conv.groups
+
+
+def full_candidate(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution of the teacher layer's geometry that starts from its weights."""
+    candidate = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+        conv.groups, bias=False, padding_mode=conv.padding_mode,
+    )  # fmt: skip
+    with torch.no_grad():
+        candidate.weight.copy_(conv.weight)
+    return candidate
+
+
+def low_rank_candidate(conv: nn.Conv2d, gamma: int, rule: RankRule) -> nn.Sequential:
+    """A column convolution to ``rank`` channels, then a row convolution, started from the spatial SVD of the kernel."""
+    rank = grouped_rank(conv, gamma, rule)
+    kh, kw = conv.kernel_size
+    pad: tuple[str, str] | tuple[tuple[int, int], tuple[int, int]]
+    if isinstance(conv.padding, str):
+        pad = (conv.padding, conv.padding)
+    else:
+        pad = ((conv.padding[0], 0), (0, conv.padding[1]))
+    column = nn.Conv2d(
+        conv.in_channels, rank, (kh, 1), (conv.stride[0], 1), pad[0], (conv.dilation[0], 1),
+        conv.groups, bias=False, padding_mode=conv.padding_mode,
+    )  # fmt: skip
+    row = nn.Conv2d(
+        rank, conv.out_channels, (1, kw), (1, conv.stride[1]), pad[1], (1, conv.dilation[1]),
+        conv.groups, bias=False, padding_mode=conv.padding_mode,
+    )  # fmt: skip
+    first, second = spatial_svd(conv.weight.detach(), rank, conv.groups)
+    with torch.no_grad():
+        column.weight.copy_(first)
+        row.weight.copy_(second)
+    return nn.Sequential(column, row)
+
+
+def spatial_svd(weight: Tensor, rank: int, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Best product of a column and a row kernel of ``rank`` channels, group by group.
+
+    The kernel (Cout, Cin / groups, kh, kw) is read as a matrix (Cin * kh) x (Cout * kw); the square root of each kept
+    singular value goes to either side. A rank above that of the matrix is filled with zeros.
+
+    Returns:
+        column kernel (rank, Cin / groups, kh, 1) and row kernel (Cout, rank / groups, 1, kw).
+    """
+    c_out, c_in, kh, kw = weight.shape
+    share = rank // groups
+    columns, rows = [], []
+    for block in weight.reshape(groups, c_out // groups, c_in, kh, kw):
+        matrix = block.permute(1, 2, 0, 3).reshape(c_in * kh, -1)
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        kept = min(share, len(s))
+        root = s[:kept].sqrt()
+        column = weight.new_zeros(share, c_in, kh, 1)
+        row = weight.new_zeros(c_out // groups, share, 1, kw)
+        column[:kept] = (u[:, :kept] * root).T.reshape(kept, c_in, kh, 1)
+        row[:, :kept] = (root[:, None] * v[:kept]).reshape(kept, -1, 1, kw).permute(1, 0, 2, 3)
+        columns.append(column)
+        rows.append(row)
+    return torch.cat(columns), torch.cat(rows)
+
+
+def conv_macs(conv: nn.Conv2d, in_hw: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Multiply-accumulates of ``conv`` on one input of ``in_hw``, and its output size."""
+    out_hw = []
+    for axis in (0, 1):
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        if isinstance(conv.padding, str):
+            padding = reach if conv.padding == "same" else 0
+        else:
+            padding = 2 * int(conv.padding[axis])
+        out_hw.append((in_hw[axis] + padding - reach - 1) // conv.stride[axis] + 1)
+    per_pixel = conv.weight.numel()
+    return per_pixel * math.prod(out_hw), (out_hw[0], out_hw[1])
+
+
+def candidate_macs(candidate: nn.Module, in_hw: tuple[int, int]) -> int:
+    """Multiply-accumulates of a candidate, a convolution or a chain of them."""
+    total = 0
+    for conv in candidate.modules():
+        if isinstance(conv, nn.Conv2d):
+            macs, in_hw = conv_macs(conv, in_hw)
+            total += macs
+    return total
+
+
+class Gate(nn.Module):
+    """One scalar choice between two candidates: 1 takes the full one.
+
+    Training draws from the relaxed Bernoulli (two Gumbel samples, temperature 2/3), passes a hard 0 or 1 on and the soft
+    value's gradient back. Evaluation takes the sign of the logit, read anew every time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(GATE_START))
+
+    @property
+    def full(self) -> bool:
+        """The choice as it stands."""
+        return bool(self.logit > 0)
+
+    def forward(self) -> Tensor:
+        """The gate's value, a scalar 0 or 1."""
+        if not self.training:
+            return (self.logit > 0).float()
+        noise = -torch.log(-torch.log(torch.rand(2, device=self.logit.device).clamp(1e-9, 1 - 1e-7)))
+        soft = torch.sigmoid((self.logit + noise[0] - noise[1]) / GUMBEL_TEMPERATURE)
+        return (soft >= 0.5).float() + soft - soft.detach()

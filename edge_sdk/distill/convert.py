@@ -1,0 +1,202 @@
+"""Turn any network into a delta network: fold batch norm, give every chosen convolution its student candidates."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from edge_sdk.distill.candidates import (
+    RankRule,
+    candidate_macs,
+    conv_macs,
+    full_candidate,
+    low_rank_candidate,
+)
+from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Tape
+from edge_sdk.distill.survey import ConvUse, survey
+from edge_sdk.errors import ConversionError
+from edge_sdk.settings import Settings
+
+
+class DeltaSettings(Settings):
+    """How a teacher becomes a delta network.
+
+    Args:
+        gamma: compression of the low-rank candidate (4 for segmentation, 16 for detection, as published).
+        rank_rule: see :func:`edge_sdk.distill.candidates.rank_of`.
+        candidates: ``both`` with a gate (published), or one of the two for every layer.
+        skip_first, skip_last: convolutions left as they are at either end, in the order they run.
+        include, exclude: patterns (``*`` matches anything) over layer names; exclude wins.
+        full: patterns over layer names that get the full candidate alone.
+    """
+
+    gamma: Annotated[int, Field(ge=2)] = 4
+    rank_rule: RankRule = "out"
+    candidates: Literal["both", "full", "low_rank"] = "both"
+    skip_first: Annotated[int, Field(ge=0)] = 1
+    skip_last: Annotated[int, Field(ge=0)] = 1
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one convolution.
+
+    Attributes:
+        name: layer name.
+        converted: whether it has a student; otherwise it runs in full on every frame, exactly.
+        reason: why it has none, or which candidates it has.
+        macs: multiply-accumulates of the teacher layer in one frame, all calls together.
+        student_macs: of its cheapest candidate, or of the layer itself.
+    """
+
+    name: str
+    converted: bool
+    reason: str
+    macs: int
+    student_macs: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A delta network and what was done to each convolution."""
+
+    net: DeltaNet
+    layers: tuple[LayerReport, ...]
+
+
+def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Conversion:
+    """Convert a copy of ``teacher``; the teacher itself is left as it is.
+
+    Args:
+        teacher: any module mapping (N, 3, h, w) to outputs.
+        example: one input (1, 3, h, w), float32, to watch the module run.
+        settings: which layers, which candidates.
+
+    Raises:
+        ConversionError: a pattern matches no convolution, or nothing is left to convert.
+    """
+    network = copy.deepcopy(teacher).eval()
+    uses = survey(network, example)
+    _check_patterns(settings, uses)
+    for use in uses:
+        if use.norm is not None and _obstacle(use.conv) is None:
+            _fold(network, use)
+    tape = Tape()
+    reports, replaced = [], {}
+    for index, use in enumerate(uses):
+        macs = sum(conv_macs(use.conv, hw)[0] for hw in use.inputs)
+        reason = _left_alone(index, len(uses), use, settings)
+        if reason is None:
+            layer, cheapest = _students(use, settings, tape)
+            if layer is not None:
+                replaced[id(use.conv)] = layer
+                held = " and ".join(n for n, m in (("full", layer.g_full), ("low rank", layer.g_low)) if m is not None)
+                reports.append(LayerReport(use.name, True, held, macs, cheapest))
+                continue
+            reason = "no cheaper candidate"
+        reports.append(LayerReport(use.name, False, reason, macs, macs))
+    if not replaced:
+        reasons = sorted({report.reason for report in reports}) or ["the network has no Conv2d"]
+        raise ConversionError(
+            f"'delta': no convolution of {type(teacher).__name__} can be converted ({'; '.join(reasons)}).",
+            hint="Widen delta.include, or choose a larger gamma.",
+        )
+    _replace(network, replaced)
+    return Conversion(DeltaNet(network, tape), tuple(reports))
+
+
+def _check_patterns(settings: DeltaSettings, uses: list[ConvUse]) -> None:
+    names = [use.name for use in uses]
+    for key in ("include", "exclude", "full"):
+        for pattern in getattr(settings, key):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConversionError(
+                    f"'delta.{key}': the pattern '{pattern}' matches no convolution.",
+                    hint=f"The network's convolutions are: {', '.join(names)}.",
+                )
+
+
+def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -> str | None:
+    """Why this convolution is not converted, or ``None``."""
+    if index < settings.skip_first:
+        return "first"
+    if index >= count - settings.skip_last:
+        return "last"
+    if not _matches(use.name, settings.include):
+        return "not included"
+    if _matches(use.name, settings.exclude):
+        return "excluded"
+    return _obstacle(use.conv)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _obstacle(conv: nn.Conv2d) -> str | None:
+    """What makes a convolution more than its weight and bias, so that it cannot be rebuilt from them."""
+    if type(conv) is not nn.Conv2d:
+        return f"{type(conv).__name__} computes something of its own"
+    if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks:
+        return "has hooks (such as weight norm)"
+    if getattr(conv, "parametrizations", None):
+        return "its weight is parametrised"
+    if "forward" in vars(conv):
+        return "its forward is replaced"
+    return None
+
+
+def _fold(network: nn.Module, use: ConvUse) -> None:
+    """Fold the batch norm after a convolution into it; the norm becomes an identity under all of its names."""
+    conv, norm = use.conv, use.norm
+    assert norm is not None and norm.running_mean is not None and norm.running_var is not None
+    # New parameters: weights tied to another layer must not follow this layer's norm.
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    conv.weight = nn.Parameter(weight.detach().clone())
+    conv.bias = nn.Parameter(bias.detach().clone())
+    _replace(network, {id(norm): nn.Identity()})
+
+
+def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaConv2d | None, int]:
+    """The converted layer with its candidates and the cheapest one's cost; no layer where none is cheaper."""
+    conv = use.conv
+    teacher = sum(conv_macs(conv, hw)[0] for hw in use.inputs)
+    low = low_rank_candidate(conv, settings.gamma, settings.rank_rule)
+    low_macs = sum(candidate_macs(low, hw) for hw in use.inputs)
+    only_full = settings.candidates == "full" or _matches(use.name, settings.full)
+    if only_full:
+        return DeltaConv2d(conv, use.name, tape, full_candidate(conv), None), teacher
+    if low_macs >= teacher:
+        return None, teacher
+    full = full_candidate(conv) if settings.candidates == "both" else None
+    return DeltaConv2d(conv, use.name, tape, full, low), low_macs
+
+
+def _replace(network: nn.Module, replaced: dict[int, nn.Module]) -> None:
+    """Put new modules in place of old ones under every name that held them."""
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):
+            if child is not None and id(child) in replaced:
+                module._modules[name] = replaced[id(child)]
+
+
+@torch.no_grad()
+def network_macs(step: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of one call of ``step``, counted from the operators that really run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step(*inputs)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,181 @@
+"""Delta Distillation (Habibian et al., ECCV 2022, arXiv 2203.09594) and its telescoped form.
+
+Published: at the keyframe z_0 = W * x_0; afterwards z_t = z_0 + g(x_t - x_0), keeping x_0 and z_0 of every layer.
+Telescoped: g is linear and its bias cancels, so z_t = g(x_t) + r with r = z_0 - g(x_0), one tensor a layer, no
+subtraction a frame. Both forms are here: training uses the published one (one student pass sees the difference once),
+deployment the telescoped one, and a test holds them equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from torch import Tensor, nn
+
+from edge_sdk.distill.candidates import Gate
+from edge_sdk.distill.steps import State, StepPair
+
+Form = Literal["published", "telescoped"]
+
+
+class Pass(Enum):
+    """What a forward pass through the converted network is for."""
+
+    PLAIN = "plain"  # the teacher, nothing kept
+    KEYFRAME = "keyframe"  # the teacher, writing the state
+    REFERENCE = "reference"  # the teacher on a later frame, noting each layer's true change
+    DELTA = "delta"  # the student, reading the state
+
+
+@dataclass
+class Tape:
+    """The state of one pass, shared by all converted layers of one network.
+
+    A layer called several times in a pass has one entry a call, told apart by the order of calls.
+    """
+
+    form: Form = "telescoped"
+    mode: Pass = Pass.PLAIN
+    state: State = field(default_factory=dict)
+    changes: State = field(default_factory=dict)
+    _calls: Counter[str] = field(default_factory=Counter)
+
+    def start(self, mode: Pass, form: Form, state: State) -> None:
+        """Begin a pass that reads or fills ``state``."""
+        self.mode, self.form, self.state, self.changes = mode, form, state, {}
+        self._calls = Counter()
+
+    def key(self, label: str) -> str:
+        """Entry of this call of layer ``label``."""
+        self._calls[label] += 1
+        count = self._calls[label]
+        return label if count == 1 else f"{label}.call{count}"
+
+
+class DeltaConv2d(nn.Conv2d):
+    """A teacher convolution (its own ``weight`` and ``bias``) with its student candidates.
+
+    It stays an ``nn.Conv2d``, so that a network that reads its layers' attributes goes on working.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, label: str, tape: Tape, full: nn.Module | None, low_rank: nn.Module | None
+    ) -> None:
+        super().__init__(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
+        )  # fmt: skip
+        # The very parameters: a weight tied to another layer's stays tied.
+        self.weight, self.bias = conv.weight, conv.bias
+        self.label = label
+        self._tape = [tape]
+        self.g_full, self.g_low = full, low_rank
+        self.g_gate = Gate() if full is not None and low_rank is not None else None
+
+    @property
+    def student(self) -> nn.Module:
+        """The chosen candidate."""
+        if self.g_low is None or (self.g_gate is not None and self.g_gate.full):
+            assert self.g_full is not None  # a layer is only converted with at least one candidate
+            return self.g_full
+        return self.g_low
+
+    def keep_choice(self) -> None:
+        """Drop the gate and the candidate it did not choose."""
+        if self.g_gate is not None:
+            if self.g_gate.full:
+                self.g_low = None
+            else:
+                self.g_full = None
+            self.g_gate = None
+
+    def change(self, x: Tensor) -> Tensor:
+        """Student of ``x``: the gated choice in training, the chosen candidate otherwise."""
+        if self.g_gate is not None and self.training:
+            assert self.g_full is not None and self.g_low is not None
+            gate = self.g_gate()
+            return gate * self.g_full(x) + (1 - gate) * self.g_low(x)
+        return self.student(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output in the current pass."""
+        tape = self._tape[0]
+        if tape.mode is Pass.PLAIN:
+            return super().forward(x)
+        key = tape.key(self.label)
+        if tape.form == "telescoped":
+            return self._telescoped(tape, key, x)
+        return self._published(tape, key, x)
+
+    def _telescoped(self, tape: Tape, key: str, x: Tensor) -> Tensor:
+        if tape.mode is Pass.DELTA:
+            return self.student(x) + tape.state[key]
+        z = super().forward(x)
+        tape.state[key] = z - self.student(x)
+        return z
+
+    def _published(self, tape: Tape, key: str, x: Tensor) -> Tensor:
+        x_key, z_key = f"{key}.x", f"{key}.z"
+        if tape.mode is Pass.DELTA:
+            change = self.change(x - tape.state[x_key])
+            tape.changes[key] = change
+            return tape.state[z_key] + change
+        z = super().forward(x)
+        if tape.mode is Pass.KEYFRAME:
+            tape.state[x_key], tape.state[z_key] = x, z
+        else:
+            tape.changes[key] = z - tape.state[z_key]
+        return z
+
+
+class DeltaNet(StepPair):
+    """A converted network: its keyframe step is the teacher, its delta step the student layers plus residuals.
+
+    Made by :func:`edge_sdk.distill.convert.to_delta`.
+
+    Args:
+        network: the network whose convolutions are :class:`DeltaConv2d` over ``tape``.
+        form: which form the two steps use.
+    """
+
+    method = "delta"
+    has_delta = True
+
+    def __init__(self, network: nn.Module, tape: Tape, form: Form = "telescoped") -> None:
+        super().__init__()
+        self.network, self.form = network, form
+        self._tape = [tape]
+
+    @property
+    def layers(self) -> list[DeltaConv2d]:
+        """The converted layers, each once."""
+        return [m for m in self.network.modules() if isinstance(m, DeltaConv2d)]
+
+    def run(self, mode: Pass, x: Tensor, state: State, form: Form | None = None) -> tuple[Tensor, State]:
+        """One pass; returns the output and each layer's change where the pass notes them."""
+        tape = self._tape[0]
+        tape.start(mode, form or self.form, state)
+        try:
+            return self.network(x), tape.changes
+        finally:
+            tape.start(Pass.PLAIN, self.form, {})
+
+    def keyframe(self, x: Tensor) -> tuple[Tensor, State]:
+        """The teacher's output and the state of every converted layer."""
+        state: State = {}
+        out, _ = self.run(Pass.KEYFRAME, x, state)
+        return out, state
+
+    def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The student's output; the state is only read."""
+        out, _ = self.run(Pass.DELTA, x, state)
+        return out, {}
+
+    def keep_choices(self) -> DeltaNet:
+        """Keep each layer's chosen candidate and drop the gates, for deployment."""
+        for layer in self.layers:
+            layer.keep_choice()
+        return self

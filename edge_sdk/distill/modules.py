@@ -1,0 +1,134 @@
+"""Any user's network: made by a named function, filled from a checkpoint, never half."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_sdk.distill.recipes import ModuleSettings
+from edge_sdk.errors import CheckpointError, FileFormatError, RecipeError
+from edge_sdk.files import atomic_file, require_file
+
+# Keys under which training frameworks keep the weights inside a checkpoint.
+_NESTED_KEYS = ("state_dict", "model", "model_state_dict", "module", "weights", "net")
+
+
+def make_module(settings: ModuleSettings) -> nn.Module:
+    """Call the factory; the module has its initial weights.
+
+    Raises:
+        RecipeError: the factory cannot be imported, refuses the arguments or returns something else.
+    """
+    where, _, name = settings.factory.partition(":")
+    if not where or not name:
+        raise RecipeError(f"'factory': expected package.module:function, got '{settings.factory}'.")
+    try:
+        factory = getattr(importlib.import_module(where), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"'factory': cannot import {settings.factory}: {error}.",
+            hint="Check the spelling, and that the package is installed or its folder is on PYTHONPATH.",
+        ) from error
+    try:
+        inspect.signature(factory).bind(**settings.arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"'arguments' of {settings.factory}: {error}.") from error
+    module = factory(**settings.arguments)
+    if not isinstance(module, nn.Module):
+        raise RecipeError(
+            f"'factory': expected {settings.factory} to return an nn.Module, got {type(module).__name__}."
+        )
+    return module
+
+
+def load_module(settings: ModuleSettings) -> nn.Module:
+    """Make a module and fill it from its checkpoint, in evaluation mode.
+
+    Raises:
+        RecipeError: no checkpoint is named: weights are never random by omission.
+        CheckpointError: the checkpoint does not fit.
+    """
+    if settings.checkpoint is None:
+        raise RecipeError(
+            f"'checkpoint' of {settings.factory}: expected a file with trained weights, got none.",
+            hint="Train one with: edge-sdk train RECIPE",
+        )
+    module = make_module(settings)
+    fill_module(module, read_weights(settings.checkpoint), settings.checkpoint)
+    return module.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, read as data only (no code is run).
+
+    Raises:
+        FileFormatError: truncated, not a checkpoint, or holding objects other than tensors and plain values.
+    """
+    file = require_file(path, "checkpoint")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise FileFormatError(
+            f"checkpoint {file}: truncated or not a file of tensors ({reason}).",
+            hint="Save it again as a state dict: torch.save(model.state_dict(), path).",
+        ) from error
+    if not isinstance(content, dict):
+        raise FileFormatError(f"checkpoint {file}: expected a dictionary, got {type(content).__name__}.")
+    return content
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, whether bare or nested as training frameworks do."""
+    content: Any = read_checkpoint(path)
+    for key in _NESTED_KEYS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    weights = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not weights:
+        raise CheckpointError(f"checkpoint {path}: expected a state dict, found no tensors in it.")
+    # DistributedDataParallel prefixes every name.
+    if all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
+
+
+def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load ``weights`` strictly.
+
+    Raises:
+        CheckpointError: names the first missing, unexpected or differently shaped tensors.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights]
+    extra = [name for name in weights if name not in own]
+    shapes = [
+        f"{name}: expected {tuple(own[name].shape)}, got {tuple(weights[name].shape)}"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    problems = [
+        f"{len(names)} {title} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for title, names in (("missing", missing), ("not in the module", extra), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {source} does not fit {type(module).__name__}: {'; '.join(problems)}.",
+            hint="Use the checkpoint of this very architecture, with the same 'arguments' (classes, width).",
+        )
+    module.load_state_dict(dict(weights))
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    with atomic_file(path) as temporary:
+        torch.save(content, temporary)

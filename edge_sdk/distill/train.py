@@ -1,0 +1,136 @@
+"""``edge-sdk train``: a per-frame network from labels, from a teacher's output, or from both."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_sdk.distill.frames import FrameSet, FrameToInput, View
+from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit
+from edge_sdk.distill.losses import SegmentationLoss
+from edge_sdk.distill.modules import fill_module, load_module, make_module, read_weights, save_checkpoint
+from edge_sdk.distill.recipes import TrainRecipe
+from edge_sdk.errors import ShapeError
+from edge_sdk.tasks import Segmentation, task_from_spec
+from edge_sdk.tasks.base import TaskSpec
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training left: the checkpoint's path and its last figures."""
+
+    checkpoint: str
+    figures: dict[str, float]
+
+
+class _FrameObjective(Objective):
+    """Loss of a per-frame network."""
+
+    def __init__(self, network: nn.Module, to_input: FrameToInput, loss: SegmentationLoss, teacher: nn.Module | None):
+        super().__init__()
+        self.network, self.to_input, self.loss = network, to_input, loss
+        # In a list, so that the frozen teacher is neither trained, saved nor put into training mode.
+        self._teacher = [teacher.requires_grad_(False)] if teacher is not None else []
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x = self.to_input(batch["frame"]).contiguous(memory_format=torch.channels_last)
+        teacher_logits = None
+        if self._teacher:
+            with torch.no_grad():
+                teacher_logits = self._teacher[0].to(x.device)(x)
+        return self.loss(self.network(x), batch["mask"].long(), teacher_logits), {}
+
+
+def frame_miou(network: nn.Module, to_input: FrameToInput, frames: FrameSet, task: TaskSpec) -> float:
+    """mIoU of a per-frame network over labelled frames, each at its full size."""
+    score = task_from_spec(task).score()
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        for image, mask in zip(frames.images, frames.masks, strict=True):
+            if mask is not None:
+                logits = network(to_input(torch.from_numpy(image)[None].to(device)))
+                score.update(Segmentation(mask_of(logits, mask.shape)), Segmentation(mask))
+    network.train(was_training)
+    return score.compute()[score.primary]
+
+
+def mask_of(logits: Tensor, size_hw: tuple[int, ...]) -> np.ndarray:
+    """Class mask (H, W) uint8 of logits (1, C, h, w), up-sampled bilinearly."""
+    full = F.interpolate(logits.float(), size=size_hw, mode="bilinear", align_corners=False)
+    return full[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def check_logits(network: nn.Module, size_hw: tuple[int, int], classes: int, name: str) -> None:
+    """Run a module once and refuse what is not class logits (1, classes, h, w).
+
+    Raises:
+        ShapeError: naming what came out.
+    """
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        out: Any = network(torch.zeros(1, 3, *size_hw))
+    network.train(was_training)
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[1] != classes:
+        raise ShapeError(
+            f"{name}: expected class logits (1, {classes}, h, w) for an input of (1, 3, {size_hw[0]}, {size_hw[1]}), "
+            f"got {shape}.",
+            hint="Match the factory's class count to task.classes, or wrap the module to return its logits alone.",
+        )
+
+
+def train_teacher(recipe: TrainRecipe, *, progress: Progress | None = None, resume: bool = True) -> TrainReport:
+    """Train a per-frame network and write ``model.pt``.
+
+    Raises:
+        RecipeError: the data or the factory cannot be used.
+        ShapeError: the network's output is not class logits.
+    """
+    task = recipe.task
+    frames = FrameSet.read(recipe.data, labelled=recipe.loss.source != "teacher", task=task)
+    held_out = FrameSet.read(recipe.validation, labelled=True, task=task) if recipe.validation else None
+    torch.manual_seed(recipe.loop.seed)
+    network = make_module(recipe.module)
+    if recipe.module.checkpoint is not None:
+        fill_module(network, read_weights(recipe.module.checkpoint), recipe.module.checkpoint)
+    crop_hw = recipe.augment.crop_hw or frames.size_hw
+    check_logits(network, crop_hw, len(task.classes), recipe.module.factory)
+    teacher = load_module(recipe.teacher) if recipe.teacher is not None else None
+    network = network.to(memory_format=torch.channels_last)
+    to_input = FrameToInput(recipe.preprocess)
+    loss = SegmentationLoss(recipe.loss, task.ignore_label, frames.class_share(len(task.classes)))
+    objective = _FrameObjective(network, to_input, loss, teacher)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        images, masks = [], []
+        for index in rng.integers(0, len(frames), recipe.loop.batch):
+            view = View(rng, recipe.augment, frames.size_hw)
+            images.append(torch.from_numpy(view.image(frames.images[index])))
+            mask = frames.masks[index]
+            known = mask if mask is not None else np.full(frames.size_hw, task.ignore_label, np.uint8)
+            masks.append(torch.from_numpy(view.mask(known, task.ignore_label)))
+        return {"frame": torch.stack(images), "mask": torch.stack(masks)}
+
+    figures = fit(
+        objective, draw, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out,
+        identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
+        stage="train", progress=progress, resume=resume,
+        validate=(lambda: {"miou": frame_miou(network, to_input, held_out, task)}) if held_out else None,
+    )  # fmt: skip
+    path = recipe.out / "model.pt"
+    meta = {"recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit_of_sources()}
+    save_checkpoint(path, {"state_dict": {k: v.contiguous() for k, v in network.state_dict().items()}, "meta": meta})
+    return TrainReport(str(path), figures)
+
+
+def report_json(report: TrainReport) -> dict[str, Any]:
+    """A report as plain values."""
+    return asdict(report)
