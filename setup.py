@@ -1,4 +1,4 @@
-"""Package metadata. It is here and not in pyproject.toml because a stock JetPack's setuptools reads it only from here."""
+"""Package metadata; in this file because a stock JetPack's setuptools does not read it from pyproject.toml."""
 
 from __future__ import annotations
 

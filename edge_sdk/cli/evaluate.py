@@ -1,0 +1,102 @@
+"""``edge-sdk evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_sdk.cli.options import JsonFlag, Limit, Threads
+from edge_sdk.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edge_sdk.evaluate import EvaluateRecipe
+
+
+def evaluate(
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="Bundle to judge.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="Frames, with or without labels.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="Per-frame bundle of the teacher; else the bundle's keyframe step."),
+    ] = None,
+    rival: Annotated[
+        Path | None, typer.Option("--rival", help="Bundle of a smaller per-frame network to compare with.")
+    ] = None,
+    intervals: Annotated[
+        str | None, typer.Option("--intervals", help="Keyframe intervals, such as 5,10.", show_default=False)
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Timed runs; the median counts.")
+    ] = None,
+    limit: Limit = None,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the HTML report.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="YAML file with every setting; options replace its values."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare the runner with its teacher, copying, optical flow and a per-frame network: one run, one table."""
+    from edge_sdk import evaluate as stage
+    from edge_sdk.cli.output import emit_json, show
+    from edge_sdk.cli.progress import RichProgress
+
+    given = {
+        "bundle": bundle,
+        "source": source,
+        "teacher": teacher,
+        "rival": rival,
+        "intervals": None if intervals is None else parse_intervals(intervals),
+        "repeats": repeats,
+        "limit": limit,
+        "threads": threads,
+        "out": out,
+    }
+    settings = read_settings(recipe, given)
+    with RichProgress() as progress:
+        evaluation = stage.evaluate(settings, progress=progress)
+        report = evaluation.write_report(settings.out) if settings.out is not None else None
+    if as_json:
+        emit_json(evaluation)
+    else:
+        show(evaluation.table(), *([f"report: {report}"] if report is not None else []))
+
+
+def parse_intervals(text: str) -> tuple[int, ...]:
+    """``"5,10"`` as ``(5, 10)``.
+
+    Raises:
+        RecipeError: something in it is not a whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(f"--intervals: expected whole numbers such as 5,10, got '{text}'.") from None
+
+
+def read_settings(recipe: Path | None, given: dict[str, Any]) -> EvaluateRecipe:
+    """The recipe, or its defaults, with the options that were given in place of its values.
+
+    Raises:
+        RecipeError: a key or value is wrong, or bundle or source is named nowhere.
+    """
+    from edge_sdk.evaluate import EvaluateRecipe
+    from edge_sdk.settings import load_recipe, parse_settings
+
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    if recipe is not None:
+        return load_recipe(recipe, EvaluateRecipe, **options)
+    missing = [name.upper() for name in ("bundle", "source") if options[name] is None]
+    if missing:
+        raise RecipeError(
+            f"{' and '.join(missing)}: expected on the command line or in a recipe.",
+            hint="Run: edge-sdk evaluate BUNDLE SOURCE, or: edge-sdk evaluate --recipe RECIPE.",
+        )
+    return parse_settings(
+        {k: v for k, v in options.items() if v is not None}, EvaluateRecipe, "edge-sdk evaluate"
+    )

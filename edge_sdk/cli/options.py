@@ -1,0 +1,41 @@
+"""Arguments and options that several verbs share, so that each is spelt and explained once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(str, Enum):
+    """Where a network is trained."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with every setting of this stage.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'edge-sdk export'.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Video file, folder of frames, camera:0, or synthetic:SCENE?height=..&width=..&frames=..",
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the results, instead of the recipe's.")
+]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option("--device", help="Where to compute, instead of the recipe's.", show_default=False),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Continue from the last checkpoint, or start over.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the engine.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Stop after this many frames.")]

@@ -1,0 +1,150 @@
+"""``edge-sdk run``."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_sdk.cli.options import BundlePath, JsonFlag, Limit, Source, Threads
+from edge_sdk.errors import RecipeError, ShapeError
+
+if TYPE_CHECKING:
+    from edge_sdk.bundle import Bundle
+    from edge_sdk.cli.progress import RichProgress
+    from edge_sdk.cli.run_summary import RunSummary
+    from edge_sdk.runtime.runner import EdgeRunner
+    from edge_sdk.video import VideoSink, VideoSource
+
+
+def run(
+    bundle: BundlePath,
+    source: Source,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Annotated video (.mp4, .avi), or a folder for PNGs, ending in '/'."),
+    ] = None,
+    interval: Annotated[
+        int | None, typer.Option("--interval", min=1, help="A keyframe every K frames.")
+    ] = None,
+    schedule: Annotated[
+        Path | None,
+        typer.Option("--schedule", help="YAML file with a 'schedule', for other rules than --interval."),
+    ] = None,
+    limit: Limit = None,
+    threads: Threads = None,
+    backend: Annotated[str, typer.Option("--backend", help="Runtime that computes.")] = "onnxruntime",
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Write one JSON line a frame to this file.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a bundle over a video, draw its answers and say how long each step took.
+
+    Ctrl-C ends a run on a camera as its normal end: what was written is kept.
+    """
+    from edge_sdk.bundle import Bundle
+    from edge_sdk.cli.output import emit_json, show
+    from edge_sdk.cli.progress import RichProgress
+    from edge_sdk.cli.run_summary import RunSummary
+    from edge_sdk.cli.schedules import schedule_from
+    from edge_sdk.runtime.runner import EdgeRunner
+    from edge_sdk.video import open_source
+
+    rule = schedule_from(interval, schedule)
+    opened = Bundle.open(bundle)
+    _check_output(out, results, source)
+    with open_source(source, limit=limit) as frames:
+        check_size(opened, frames)
+        summary = RunSummary(bundle=bundle, source=source, output=out, results=results)
+        with (
+            EdgeRunner(opened, backend=backend, schedule=rule, threads=threads) as runner,
+            RichProgress() as progress,
+        ):
+            process(runner, frames, summary, progress)
+    if as_json:
+        emit_json(summary.figures())
+    else:
+        show(*summary.renderables())
+
+
+def check_size(bundle: Bundle, source: VideoSource) -> None:
+    """Refuse a source whose frames have another size than the bundle was exported for.
+
+    Raises:
+        ShapeError: naming both sizes and what to do.
+    """
+    takes, gives = bundle.size_hw, tuple(source.size_hw)
+    if takes != gives:
+        raise ShapeError(
+            f"source {source.uri}: its frames are {gives[0]} x {gives[1]} (height x width), "
+            f"bundle {bundle.path} takes {takes[0]} x {takes[1]}.",
+            hint=f"Export the bundle again with frame size {gives[0]} x {gives[1]}, or give a source of that size.",
+        )
+
+
+def process(runner: EdgeRunner, source: VideoSource, summary: RunSummary, progress: RichProgress) -> None:
+    """Run over every frame of ``source``; outputs appear only when they are whole.
+
+    Raises:
+        EdgeSdkError: the source breaks off, or an output cannot be written; no output file is left then.
+    """
+    from edge_sdk.cli.run_summary import ResultLines
+    from edge_sdk.video import open_sink
+
+    with ExitStack() as outputs:
+        sink: VideoSink | None = None
+        if summary.output is not None:
+            sink = outputs.enter_context(open_sink(summary.output, fps=source.fps, size_hw=source.size_hw))
+        lines = outputs.enter_context(ResultLines(summary.results)) if summary.results is not None else None
+        try:
+            _loop(runner, source, summary, progress, sink, lines)
+        except KeyboardInterrupt:
+            # A camera has no last frame, so stopping is how such a run ends; a file stopped half way is not whole.
+            if not source.live and source.frame_count is not None:
+                raise
+
+
+def _loop(
+    runner: EdgeRunner,
+    source: VideoSource,
+    summary: RunSummary,
+    progress: RichProgress,
+    sink: VideoSink | None,
+    lines: Any,
+) -> None:
+    total = source.frame_count or 0
+    summary.start()
+    for frame, result in runner.stream(source):
+        drawn_s = written_s = 0.0
+        if sink is not None:
+            begin = time.perf_counter()
+            image = result.plot(frame.image)
+            middle = time.perf_counter()
+            sink.write(image)
+            drawn_s, written_s = middle - begin, time.perf_counter() - middle
+        if lines is not None:
+            lines.write(result)
+        summary.add(result, draw_ms=drawn_s * 1e3, write_ms=written_s * 1e3)
+        progress.update("run", summary.frames, total, ms=summary.recent_ms, keyframes=summary.keyframes)
+    summary.stop()
+
+
+def _check_output(out: str | None, results: Path | None, source: str) -> None:
+    """Refuse outputs that would replace the input or each other, before any work is done."""
+    named = [
+        (name, Path(path).resolve())
+        for name, path in (("--out", out), ("--results", results))
+        if path is not None
+    ]
+    given = Path(source.removeprefix("file://")).resolve()
+    for name, path in named:
+        if path == given:
+            raise RecipeError(
+                f"{name}: expected another file than the source, got {path}.", hint="Name another file."
+            )
+    if len({path for _, path in named}) < len(named):
+        raise RecipeError("--out and --results: expected two files, got the same.", hint="Name another file.")

@@ -1,0 +1,165 @@
+"""What a run over a video comes to: counts, times by kind of step, one JSON line a frame."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_sdk.cli.output import plain
+from edge_sdk.files import atomic_file
+from edge_sdk.runtime.result import StepKind
+from edge_sdk.tasks.base import Segmentation
+
+if TYPE_CHECKING:
+    from edge_sdk.runtime.result import Result
+
+
+class RunSummary:
+    """Collects the times of a run.
+
+    Args:
+        bundle, source, output, results: what was named on the command line; ``None`` where nothing is written.
+    """
+
+    def __init__(self, *, bundle: Path, source: str, output: str | None, results: Path | None) -> None:
+        self.bundle, self.source, self.output, self.results = bundle, source, output, results
+        self.frames = self.keyframes = 0
+        self.recent_ms = 0.0
+        self._total_ms: dict[StepKind, list[float]] = defaultdict(list)
+        self._stage_ms: dict[str, float] = defaultdict(float)
+        self._began_s = self._wall_s = 0.0
+
+    def start(self) -> None:
+        """The first frame is about to be read."""
+        self._began_s = time.perf_counter()
+
+    def stop(self) -> None:
+        """The last frame has been written."""
+        self._wall_s = time.perf_counter() - self._began_s
+
+    def add(self, result: Result, *, draw_ms: float, write_ms: float) -> None:
+        """Count one frame."""
+        times = result.times
+        self.frames += 1
+        self.keyframes += result.kind is StepKind.KEYFRAME
+        # Smoothed over about ten frames: what the progress line shows should not flicker.
+        self.recent_ms += (times.total_ms - self.recent_ms) * (0.1 if self.frames > 1 else 1.0)
+        self._total_ms[result.kind].append(times.total_ms)
+        for stage, value in (
+            ("copy in", times.copy_in_ms),
+            ("step", times.step_ms),
+            ("decode", times.decode_ms),
+            ("draw", draw_ms),
+            ("write", write_ms),
+        ):
+            self._stage_ms[stage] += value
+        self.stop()
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as plain values; times in milliseconds unless the name says otherwise."""
+        kinds = {kind.value: values for kind, values in self._total_ms.items()}
+        everything = [value for values in kinds.values() for value in values]
+        runner_s = sum(everything) / 1e3
+        return {
+            "bundle": plain(self.bundle),
+            "source": self.source,
+            "output": self.output,
+            "results": plain(self.results),
+            "frames": self.frames,
+            "keyframes": self.keyframes,
+            "deltas": len(kinds.get("delta", ())),
+            "skips": len(kinds.get("skip", ())),
+            "wall_s": self._wall_s,
+            "wall_frames_per_second": self.frames / self._wall_s if self._wall_s else 0.0,
+            "runner_frames_per_second": self.frames / runner_s if runner_s else 0.0,
+            "latency_ms": {
+                name: _statistics(values) for name, values in {"all": everything, **kinds}.items() if values
+            },
+            "stages_ms": {name: value / max(self.frames, 1) for name, value in self._stage_ms.items()},
+        }
+
+    def renderables(self) -> list[Any]:
+        """The figures for people: counts, a table by kind of step, one line of stages, what was written."""
+        from rich.table import Table
+
+        figures = self.figures()
+        table = Table(
+            "step",
+            "frames",
+            "mean ms",
+            "p50 ms",
+            "p99 ms",
+            title="Latency of the runner",
+            title_justify="left",
+        )
+        for name, values in figures["latency_ms"].items():
+            table.add_row(
+                name, str(values["frames"]), *(f"{values[key]:.2f}" for key in ("mean", "p50", "p99"))
+            )
+        stages = "  ".join(f"{name} {value:.2f}" for name, value in figures["stages_ms"].items())
+        lines = [
+            f"{self.frames} frames: {self.keyframes} keyframes, {figures['deltas']} deltas, {figures['skips']} skips; "
+            f"{figures['runner_frames_per_second']:.1f} frames/s in the runner, "
+            f"{figures['wall_frames_per_second']:.1f} with reading, drawing and writing",
+            f"ms a frame: {stages}",
+        ]
+        lines += [
+            f"{what}: {path}" for what, path in (("output", self.output), ("results", self.results)) if path
+        ]
+        return [table, "\n".join(lines)]
+
+
+class ResultLines:
+    """A file with one JSON line a frame; it takes its place when the run is over, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._file: Any = None
+
+    def __enter__(self) -> ResultLines:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_file(self._path))
+            self._file = stack.enter_context(temporary.open("w", encoding="utf-8"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, result: Result) -> None:
+        """Add the line of one frame."""
+        self._file.write(json.dumps(line_of(result), ensure_ascii=False) + "\n")
+
+
+def line_of(result: Result) -> dict[str, Any]:
+    """One frame's result as plain values. Of a segmentation, the share of the frame that each class takes."""
+    line: dict[str, Any] = {
+        "seq": result.seq,
+        "captured_s": result.captured_s,
+        "kind": result.kind.value,
+        "state_age": result.state_age,
+        "times": plain(result.times),
+    }
+    if isinstance(result.prediction, Segmentation):
+        mask, classes = result.prediction.mask, result.task.spec.classes
+        counts = np.bincount(mask.reshape(-1), minlength=len(classes))
+        line["share"] = {
+            name: round(int(n) / mask.size, 6) for name, n in zip(classes, counts, strict=False) if n
+        }
+    return line
+
+
+def _statistics(values: list[float]) -> dict[str, float]:
+    times = np.asarray(values)
+    p50, p99 = np.percentile(times, (50, 99))
+    return {"frames": len(values), "mean": float(times.mean()), "p50": float(p50), "p99": float(p99)}
