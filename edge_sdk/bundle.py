@@ -143,21 +143,24 @@ class Bundle:
             _check_file(folder, name, record, verify)
         return cls(folder, manifest)
 
-    def graph_path(self, step: StepName) -> Path:
+    def step(self, name: StepName) -> StepSpec:
+        """Spec of a step.
+
+        Raises:
+            BundleError: the bundle has no such step.
+        """
+        step: StepSpec | None = getattr(self.manifest.steps, name)
+        if step is None:
+            raise BundleError(f"bundle {self.path}: it has no {name} step, only a keyframe step.")
+        return step
+
+    def graph_path(self, name: StepName) -> Path:
         """File of a step's graph.
 
         Raises:
             BundleError: the bundle has no such step.
         """
-        spec = self.step(step)
-        if spec is None:
-            raise BundleError(f"bundle {self.path}: has no {step} step, only a keyframe step.")
-        return self.path / spec.graph
-
-    def step(self, step: StepName) -> StepSpec | None:
-        """Spec of a step; None for the delta step of a per-frame network."""
-        steps = self.manifest.steps
-        return steps.keyframe if step == "keyframe" else steps.delta
+        return self.path / self.step(name).graph
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -254,8 +257,7 @@ def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> No
     size = file.stat().st_size
     if size != record.size_bytes:
         raise FileFormatError(
-            f"bundle {folder}: '{name}' is truncated or replaced: "
-            f"expected {record.size_bytes} bytes, got {size}.",
+            f"bundle {folder}: '{name}' is truncated or replaced: expected {record.size_bytes} bytes, got {size}.",
             hint=_COPY_AGAIN,
         )
     if verify and (digest := sha256_of(file)) != record.sha256:

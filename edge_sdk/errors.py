@@ -58,6 +58,10 @@ class ShapeError(EdgeSdkError, ValueError):
     """A frame or tensor has another shape or dtype than the graph takes."""
 
 
+class FrameOrderError(EdgeSdkError, ValueError):
+    """A frame was given to a runner twice."""
+
+
 class VideoError(EdgeSdkError, OSError):
     """A video cannot be opened, decoded or written."""
 

@@ -139,6 +139,7 @@ class ExternalSchedule(Settings):
 ScheduleSettings = Annotated[
     AlwaysSchedule | EverySchedule | ChangeSchedule | ExternalSchedule, Field(discriminator="kind")
 ]
+SCHEDULES = (AlwaysSchedule, EverySchedule, ChangeSchedule, ExternalSchedule)
 
 
 class _Always:

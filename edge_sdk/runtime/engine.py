@@ -1,0 +1,160 @@
+"""What every backend implements: engines, the buffers they run on, and steps bound to buffers.
+
+A backend is one file. An engine holds weights and no stream's data, so several streams share it; all that belongs to
+one stream is in buffers, and a bound step is an engine tied to one choice of buffers, ready to run without allocating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from pydantic import Field
+
+from edge_sdk.errors import EngineError, RecipeError, ShapeError
+from edge_sdk.settings import Settings
+from edge_sdk.tensors import TensorSpec
+
+ALIGNMENT_BYTES = 256
+
+
+class EngineOptions(Settings):
+    """How engines are loaded.
+
+    Args:
+        threads: CPU threads of one step; None for the backend's own choice.
+    """
+
+    threads: int | None = Field(default=None, ge=1, strict=True)
+
+
+class Buffer(Protocol):
+    """Memory of one tensor, allocated once; interchangeable between the engines of one backend."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What it was allocated for."""
+        ...
+
+    @property
+    def host(self) -> np.ndarray:
+        """Its host side, C-contiguous, of the spec's shape and dtype; on a CPU this is the memory itself.
+
+        Raises:
+            EngineError: it was allocated without a host side.
+        """
+        ...
+
+
+class BoundStep(Protocol):
+    """An engine tied to buffers."""
+
+    def run(self) -> None:
+        """Run to completion; allocates nothing of ours.
+
+        Input buffers with a host side are read from it, output buffers with one are complete there on return.
+
+        Raises:
+            EngineError: the runtime failed; the outputs are undefined.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """One graph compiled for one runtime."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Every graph input."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Every graph output."""
+        ...
+
+    def allocate(self, spec: TensorSpec, *, host: bool = True) -> Buffer:
+        """A buffer for ``spec``, aligned to 256 bytes.
+
+        Args:
+            spec: shape and dtype; the name is for messages only.
+            host: whether it has a host side. State has none: it stays on the device.
+        """
+        ...
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> BoundStep:
+        """Tie every input and output to a buffer.
+
+        Args:
+            buffers: by graph input or output name; one buffer may serve several steps.
+
+        Raises:
+            EngineError: a name is missing or unknown.
+            ShapeError: a buffer has another shape or dtype than the tensor.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the engine; closing twice does nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """Loads graphs as engines."""
+
+    name: str
+
+    def load(self, path: Path, options: EngineOptions) -> Engine:
+        """Load a graph.
+
+        Raises:
+            DependencyError: the runtime is not installed on this machine.
+            EngineError: the runtime refuses the graph.
+        """
+        ...
+
+
+_BACKENDS = {"onnxruntime": ("edge_sdk.runtime.onnxruntime", "OrtBackend")}
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of that name, imported now.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    if name not in _BACKENDS:
+        raise RecipeError(f"backend: expected one of {', '.join(sorted(_BACKENDS))}, got {name!r}.")
+    module, attribute = _BACKENDS[name]
+    backend: Backend = getattr(import_module(module), attribute)()
+    return backend
+
+
+def aligned_array(spec: TensorSpec) -> np.ndarray:
+    """Zeroed C-contiguous memory for ``spec`` that starts at a multiple of 256 bytes."""
+    raw = np.zeros(spec.size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + spec.size_bytes].view(spec.dtype).reshape(spec.shape)
+
+
+def check_buffers(engine: Engine, buffers: Mapping[str, Buffer]) -> None:
+    """Check that ``buffers`` covers every input and output of ``engine``, in shape and dtype; for backends.
+
+    Raises:
+        EngineError: a name is missing or unknown.
+        ShapeError: a buffer has another shape or dtype than the tensor.
+    """
+    specs = {spec.name: spec for spec in (*engine.inputs, *engine.outputs)}
+    for name, spec in specs.items():
+        if name not in buffers:
+            raise EngineError(f"bind: no buffer was given for '{name}'.")
+        given = buffers[name].spec
+        if (given.shape, given.dtype) != (spec.shape, spec.dtype):
+            raise ShapeError(
+                f"bind: '{name}' expects {spec.shape} {spec.dtype}, its buffer is {given.shape} {given.dtype}."
+            )
+    if unknown := sorted(set(buffers) - set(specs)):
+        raise EngineError(f"bind: the graph has no '{unknown[0]}', only {', '.join(sorted(specs))}.")

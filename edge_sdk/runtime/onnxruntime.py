@@ -1,0 +1,143 @@
+"""ONNX Runtime on the CPU: the backend that needs no set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.errors import ClosedError, EngineError
+from edge_sdk.files import require_file
+from edge_sdk.optional import require
+from edge_sdk.runtime.engine import Buffer, EngineOptions, aligned_array, check_buffers
+from edge_sdk.tensors import TensorSpec
+
+_NUMPY_NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+_LOG_ERRORS = 3
+
+
+class OrtBackend:
+    """Loads ONNX graphs on the CPU execution provider, named explicitly: there is no other to fall back to."""
+
+    name = "onnxruntime"
+
+    def load(self, path: Path, options: EngineOptions) -> OrtEngine:
+        """Load an ONNX graph with every graph optimisation.
+
+        Raises:
+            MissingFileError: no file there.
+            DependencyError: onnxruntime is not installed.
+            EngineError: ONNX Runtime refuses the graph, or it has an axis of no fixed length.
+        """
+        file = require_file(path, "graph")
+        ort = require("onnxruntime", "running a bundle")
+        settings = ort.SessionOptions()
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.log_severity_level = _LOG_ERRORS
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        try:
+            session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        # ONNX Runtime's exceptions have no common base below Exception.
+        except Exception as error:
+            raise EngineError(
+                f"graph {file}: ONNX Runtime {ort.__version__} refuses it: {_one_line(error)}.",
+                hint="Export the bundle again, or install the onnxruntime it was exported for.",
+            ) from error
+        return OrtEngine(session, file)
+
+
+class OrtEngine:
+    """One graph in an ONNX Runtime session; made by :class:`OrtBackend`."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self.path = path
+        self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
+
+    def allocate(self, spec: TensorSpec, *, host: bool = True) -> OrtBuffer:
+        """A zeroed buffer; device and host are the same memory here, so ``host`` makes no difference."""
+        return OrtBuffer(spec, aligned_array(spec))
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> OrtStep:
+        """Tie every input and output to a buffer's memory.
+
+        Raises:
+            ClosedError: the engine is closed.
+            EngineError: a name is missing or unknown.
+            ShapeError: a buffer has another shape or dtype than the tensor.
+        """
+        if self._session is None:
+            raise ClosedError(f"engine {self.path}: it is closed.")
+        check_buffers(self, buffers)
+        binding = self._session.io_binding()
+        for spec in self.inputs:
+            binding.bind_input(spec.name, *_memory(buffers[spec.name]))
+        for spec in self.outputs:
+            binding.bind_output(spec.name, *_memory(buffers[spec.name]))
+        return OrtStep(self._session, binding, buffers)
+
+    def close(self) -> None:
+        """Let go of the session; it is freed when the last step bound to it is gone."""
+        self._session = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OrtBuffer:
+    """Aligned numpy memory."""
+
+    spec: TensorSpec
+    host: np.ndarray
+
+
+class OrtStep:
+    """A session tied to buffers; made by :meth:`OrtEngine.bind`."""
+
+    __slots__ = ("_binding", "_buffers", "_run")
+
+    def __init__(self, session: Any, binding: Any, buffers: Mapping[str, Buffer]) -> None:
+        self._run = session.run_with_iobinding
+        self._binding = binding
+        self._buffers = dict(buffers)  # the binding holds bare addresses: their memory must live as long
+
+    def run(self) -> None:
+        """Run to completion.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        try:
+            self._run(self._binding)
+        # ONNX Runtime's exceptions have no common base below Exception.
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {_one_line(error)}.") from error
+
+
+def _memory(buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:
+    array = buffer.host
+    return "cpu", 0, array.dtype.type, buffer.spec.shape, array.ctypes.data
+
+
+def _spec(node: Any, path: Path) -> TensorSpec:
+    if not all(isinstance(length, int) for length in node.shape):
+        raise EngineError(
+            f"graph {path}: '{node.name}' has an axis of no fixed length: {node.shape}.",
+            hint="Export it with static shapes.",
+        )
+    dtype = _NUMPY_NAMES.get(node.type) or node.type.removeprefix("tensor(").removesuffix(")")
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        raise EngineError(
+            f"graph {path}: '{node.name}' is {node.type}, which numpy has no type for."
+        ) from None
+    return TensorSpec(name=node.name, shape=tuple(node.shape), dtype=dtype)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,76 @@
+"""The engines of a bundle's steps, loaded once for any number of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edge_sdk.bundle import Bundle, StepName
+from edge_sdk.errors import BundleError
+from edge_sdk.runtime.engine import Backend, Engine, EngineOptions
+from edge_sdk.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StepEngines:
+    """One engine a step; they hold no stream's data. ``delta`` is None where no delta step is wanted."""
+
+    keyframe: Engine
+    delta: Engine | None
+
+    @classmethod
+    def load(
+        cls, bundle: Bundle, backend: Backend, options: EngineOptions, *, with_delta: bool
+    ) -> StepEngines:
+        """Load the step graphs of ``bundle``.
+
+        Args:
+            bundle: where they are.
+            backend: what runs them.
+            options: how they are loaded.
+            with_delta: whether the delta step is wanted too.
+
+        Raises:
+            BundleError: a graph has other inputs or outputs than the manifest says, or there is no such step.
+            EngineError: the backend refuses a graph.
+        """
+        keyframe = _load_step(bundle, "keyframe", backend, options)
+        try:
+            return cls(keyframe, _load_step(bundle, "delta", backend, options) if with_delta else None)
+        except BaseException:
+            keyframe.close()
+            raise
+
+    def close(self) -> None:
+        """Close the engines; closing twice does nothing."""
+        if self.delta is not None:
+            self.delta.close()
+        self.keyframe.close()
+
+
+def _load_step(bundle: Bundle, name: StepName, backend: Backend, options: EngineOptions) -> Engine:
+    path, step = bundle.graph_path(name), bundle.step(name)
+    engine = backend.load(path, options)
+    try:
+        _check_graph(step.graph, engine.inputs, step.inputs)
+        _check_graph(step.graph, engine.outputs, step.outputs)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _check_graph(graph: str, found: Iterable[TensorSpec], recorded: Iterable[TensorSpec]) -> None:
+    """The graph's own inputs or outputs are those that the manifest records, in any order."""
+    in_graph, in_manifest = ({spec.name: spec for spec in specs} for specs in (found, recorded))
+    for name in sorted(in_graph | in_manifest):
+        left, right = in_graph.get(name), in_manifest.get(name)
+        if left != right:
+            raise BundleError(
+                f"graph {graph}: '{name}' is {_text(left)} in the graph and {_text(right)} in the manifest.",
+                hint="Export the bundle again.",
+            )
+
+
+def _text(spec: TensorSpec | None) -> str:
+    return f"{spec.shape} {spec.dtype}" if spec else "not there"
