@@ -1,0 +1,181 @@
+"""Every variant's masks over the clip, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.bundle import Bundle
+from edge_sdk.errors import BundleError, EngineError
+from edge_sdk.evaluate.baselines import copied, flowed
+from edge_sdk.evaluate.clip import Clip, Tick
+from edge_sdk.evaluate.evaluation import AtDistance
+from edge_sdk.evaluate.metrics import Planned, Reference, StreamScores, consistency_of, pair_lookups, plan
+from edge_sdk.runtime.runner import EdgeRunner
+from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule
+from edge_sdk.tasks import Segmentation
+
+# Two exports of one teacher round differently; a pixel on the border of two classes may go either way.
+MAX_TEACHER_MISMATCH = 0.001
+
+Masks = Iterable[tuple[Planned, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Scores of one variant at one interval; meanings as in :class:`edge_sdk.evaluate.evaluation.Row`."""
+
+    labels: float | None
+    agreement: float | None
+    by_distance: tuple[AtDistance, ...]
+    consistency: float | None
+
+    @classmethod
+    def of(cls, scores: StreamScores) -> Accuracy:
+        """What ``scores`` added up."""
+        at = tuple(
+            AtDistance(distance=distance, frames=frames, labels=labels, agreement=agreement)
+            for distance, frames, labels, agreement in scores.by_distance()
+        )
+        return cls(scores.labels(), scores.agreement(), at, scores.consistency())
+
+
+def per_frame_masks(
+    bundle: Bundle, clip: Clip, threads: int | None, tick: Callable[[int], None]
+) -> list[Segmentation]:
+    """The keyframe step's mask of every frame."""
+    masks = []
+    with EdgeRunner(bundle, schedule=AlwaysSchedule(), threads=threads) as runner:
+        for frame in clip.frames:
+            masks.append(Segmentation(runner(frame).mask.copy()))
+            tick(len(masks))
+    return masks
+
+
+class Judge:
+    """Scores variants over one clip.
+
+    Args:
+        clip: frames and labels.
+        teacher: the teacher's mask per frame.
+        pair: the bundle with the delta step.
+        threads: of the runner.
+        phases_of: phases of an interval that are counted.
+        own_teacher: whether the teacher's masks come from another bundle than the pair and are to be compared with
+            its keyframe step.
+        tick: progress.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        teacher: Sequence[Segmentation],
+        pair: Bundle,
+        *,
+        threads: int | None,
+        phases_of: Callable[[int], range],
+        own_teacher: bool,
+        tick: Tick,
+    ) -> None:
+        self._clip, self._teacher, self._pair = clip, teacher, pair
+        self._threads, self._phases_of, self._own_teacher, self._tick = threads, phases_of, own_teacher, tick
+        pairs = len(clip) - 1
+        lookups = pair_lookups(clip.images, lambda done: tick("flow between frames", done, pairs))
+        self._reference = Reference(pair.task, clip.truths, teacher, lookups)
+        self.kept: dict[int, np.ndarray] = {}
+
+    def label_consistency(self) -> float | None:
+        """Temporal consistency of the labels; None where no two frames in a row have them."""
+        return consistency_of(self._clip.truths, self._pair.task, self._reference.lookups)
+
+    def every_frame(self, masks: Sequence[Segmentation]) -> Accuracy:
+        """A network that ran on every frame."""
+        scores = StreamScores(self._reference, 1)
+        planned = plan(len(self._clip), 1, 0)
+        scores.add_phase((where, mask.mask) for where, mask in zip(planned, masks, strict=True))
+        return Accuracy.of(scores)
+
+    def copy(self, interval: int) -> Accuracy:
+        """The last keyframe's mask, kept."""
+        return self._over_phases("copy", interval, lambda planned: copied(planned, self._teacher))
+
+    def flow(self, interval: int) -> Accuracy:
+        """The last keyframe's mask, moved along optical flow."""
+        images = self._clip.images
+        return self._over_phases("flow", interval, lambda planned: flowed(planned, self._teacher, images))
+
+    def delta(self, interval: int, keep: Iterable[int] = ()) -> Accuracy:
+        """The pair, really run for every phase.
+
+        Args:
+            interval: frames from keyframe to keyframe.
+            keep: frames whose masks in phase 0 are put into ``kept``.
+
+        Raises:
+            BundleError: the keyframe step and the teacher's own bundle disagree.
+        """
+        wanted = set(keep)
+        with EdgeRunner(self._pair, schedule=ExternalSchedule(), threads=self._threads) as runner:
+            return self._over_phases("delta", interval, lambda planned: self._run(runner, planned, wanted))
+
+    def _over_phases(
+        self, name: str, interval: int, masks_of: Callable[[Sequence[Planned]], Masks]
+    ) -> Accuracy:
+        scores = StreamScores(self._reference, interval)
+        phases, count = self._phases_of(interval), len(self._clip)
+        done = 0
+
+        def counted(masks: Masks) -> Masks:
+            nonlocal done
+            for item in masks:
+                yield item
+                done += 1
+                self._tick(f"{name} K={interval}", done, len(phases) * count)
+
+        for phase in phases:
+            scores.add_phase(counted(masks_of(plan(count, interval, phase))))
+        return Accuracy.of(scores)
+
+    def _run(
+        self, runner: EdgeRunner, planned: Sequence[Planned], keep: set[int]
+    ) -> Iterator[tuple[Planned, np.ndarray]]:
+        runner.reset()
+        first_phase = all(where.counted for where in planned)
+        keyframes = differing = 0
+        for where, frame in zip(planned, self._clip.frames, strict=True):
+            if where.distance == 0:
+                runner.request_keyframe()
+            result = runner(frame)
+            if result.state_age != where.distance:
+                raise EngineError(
+                    f"runner: frame {where.index} has age {result.state_age}, not {where.distance}."
+                )
+            mask = result.mask.copy()
+            if where.distance == 0:
+                keyframes += 1
+                differing += int(np.count_nonzero(mask != self._teacher[where.index].mask))
+            if first_phase and where.index in keep:
+                self.kept[where.index] = mask
+            yield where, mask
+        if self._own_teacher:
+            check_same_teacher(differing, keyframes * mask.size)
+
+
+def check_same_teacher(differing: int, pixels: int) -> None:
+    """Refuse a teacher bundle whose masks are not those of the pair's keyframe step.
+
+    Args:
+        differing: pixels on which the two disagree.
+        pixels: pixels compared.
+
+    Raises:
+        BundleError: more than 0.1 % differ.
+    """
+    if differing > MAX_TEACHER_MISMATCH * pixels:
+        raise BundleError(
+            f"teacher: its masks differ from those of the bundle's keyframe step on {differing / pixels:.2%} of the "
+            f"pixels, expected at most {MAX_TEACHER_MISMATCH:.1%}.",
+            hint="Export the teacher from the same weights as the bundle, or leave `teacher` out.",
+        )

@@ -1,0 +1,134 @@
+"""The frames of an evaluation, held in memory so that every variant sees the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.errors import RecipeError, ShapeError, VideoError
+from edge_sdk.tasks import Prediction, Segmentation, Task
+from edge_sdk.video import open_source
+from edge_sdk.video.frame import Frame
+
+# Called with the stage's name, steps done and steps in all (0: not known).
+Tick = Callable[[str, int, int], None]
+
+MEMORY_LIMIT_BYTES = 2 << 30
+# Held per pixel: frame 3, labels 1, teacher's mask 1, warp map of the pair 4, and the largest passing set 1.
+_BYTES_PER_PIXEL = 10
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Consecutive frames of one size.
+
+    Args:
+        uri: where they came from.
+        fps: their rate, frames a second.
+        frames: renumbered from 0.
+        truths: labels per frame; None where the source has none for it.
+    """
+
+    uri: str
+    fps: float
+    frames: tuple[Frame, ...]
+    truths: tuple[Segmentation | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """The pictures, each (H, W, 3) uint8 BGR."""
+        return [frame.image for frame in self.frames]
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width, _ = self.frames[0].image.shape
+        return height, width
+
+    @property
+    def labelled(self) -> int:
+        """How many frames have labels."""
+        return sum(truth is not None for truth in self.truths)
+
+
+def read_clip(
+    uri: str,
+    task: Task,
+    size_hw: tuple[int, int],
+    *,
+    limit: int | None = None,
+    memory_bytes: int = MEMORY_LIMIT_BYTES,
+    tick: Tick = silent,
+) -> Clip:
+    """Read the frames of ``uri``.
+
+    Args:
+        uri: any source that :func:`edge_sdk.video.open_source` knows.
+        task: reads the labels.
+        size_hw: height and width that the bundle takes.
+        limit: most frames to read; None for all.
+        memory_bytes: refuse a clip whose frames and what is kept beside them take more.
+
+    Raises:
+        ShapeError: frames or labels have another size.
+        RecipeError: the clip does not fit into memory, or is endless.
+        VideoError: frames were lost on the way.
+    """
+    frames: list[Frame] = []
+    truths: list[Segmentation | None] = []
+    with open_source(uri, limit=limit) as source:
+        _check_size(uri, source.size_hw, size_hw)
+        count = source.frame_count if source.frame_count is not None else limit
+        if count is None and source.live:
+            raise RecipeError(f"source {uri}: it never ends.", hint="Set `limit` to a number of frames.")
+        room = memory_bytes // (_BYTES_PER_PIXEL * size_hw[0] * size_hw[1])
+        _check_memory(uri, count or 0, room, size_hw, memory_bytes)
+        for index, frame in enumerate(source):
+            if frame.seq != index:
+                raise VideoError(
+                    f"{uri}: frame {frame.seq} came where {index} was due; an evaluation needs every frame.",
+                    hint="Record the stream to a file and evaluate that.",
+                )
+            _check_memory(uri, index + 1, room, size_hw, memory_bytes)
+            frames.append(Frame(frame.image, index, frame.captured_s))
+            truths.append(_truth(uri, frame, task, size_hw))
+            tick("read", index + 1, count or 0)
+        fps = source.fps
+    return Clip(uri, fps, tuple(frames), tuple(truths))
+
+
+def _truth(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segmentation | None:
+    truth: Prediction | None = None if frame.truth is None else task.from_truth(frame.truth)
+    if truth is None:
+        return None
+    if not isinstance(truth, Segmentation) or truth.mask.shape != size_hw:
+        shape = truth.mask.shape if isinstance(truth, Segmentation) else type(truth).__name__
+        raise ShapeError(f"{uri}: labels of frame {frame.seq}: expected a mask of {size_hw}, got {shape}.")
+    return truth
+
+
+def _check_size(uri: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    if tuple(found) != tuple(expected):
+        raise ShapeError(
+            f"source {uri}: its frames are {found[0]} x {found[1]} (height x width), "
+            f"the bundle takes {expected[0]} x {expected[1]}.",
+            hint="Export the bundle for this size, or name another source.",
+        )
+
+
+def _check_memory(uri: str, count: int, room: int, size_hw: tuple[int, int], memory_bytes: int) -> None:
+    if count > room:
+        raise RecipeError(
+            f"source {uri}: {count} or more frames of {size_hw[0]} x {size_hw[1]} and what is kept beside them "
+            f"take more than the {memory_bytes / (1 << 30):.3g} GiB that an evaluation may use.",
+            hint=f"Set `limit` to at most {room}.",
+        )

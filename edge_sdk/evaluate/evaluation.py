@@ -1,0 +1,209 @@
+"""What an evaluation found: numbers with the conditions they hold under."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, JsonValue
+
+from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.evaluate.conditions import Conditions
+from edge_sdk.evaluate.recipe import EvaluateRecipe
+from edge_sdk.evaluate.timing import Timing
+from edge_sdk.files import require_file, write_text
+from edge_sdk.settings import Settings, parse_settings
+from edge_sdk.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+JSON_NAME = "evaluation.json"
+REPORT_NAME = "report.html"
+
+Variant = Literal["teacher", "copy", "flow", "delta", "rival"]
+
+
+class AtDistance(Settings):
+    """Accuracy of the frames that lie ``distance`` frames after their keyframe.
+
+    Args:
+        distance: 0 is the keyframe.
+        frames: how many were counted.
+        labels: score against the labels, 0-1; None without labels.
+        agreement: score against the teacher's masks, 0-1.
+    """
+
+    distance: int
+    frames: int
+    labels: float | None
+    agreement: float | None
+
+
+class Row(Settings):
+    """One variant at one keyframe interval.
+
+    Args:
+        name: unique in its evaluation.
+        variant: what makes the frames between keyframes.
+        interval: frames from keyframe to keyframe; 1 for networks that run on every frame.
+        labels: mean intersection over union with the labels, 0-1; None without labels.
+        agreement: the same with the teacher's masks as truth.
+        by_distance: the two by distance from the keyframe; one entry for interval 1.
+        consistency: temporal consistency, 0-1; None where there was no pair of frames.
+        macs: multiply-accumulates a frame, averaged over the keyframe period; None where nobody counted.
+        state_bytes: what passes from frame to frame: the bundle's state, or the mask (and grey keyframe) that a
+            baseline keeps.
+        timing: how long it takes.
+        note: what a reader must know about this row.
+    """
+
+    name: str
+    variant: Variant
+    interval: int = Field(ge=1)
+    labels: float | None
+    agreement: float | None
+    by_distance: tuple[AtDistance, ...]
+    consistency: float | None
+    macs: int | None
+    state_bytes: int
+    timing: Timing
+    note: str = ""
+
+
+class SourceFacts(Settings):
+    """The frames: where from, how many, how many labelled, size and rate; and the labels' own consistency."""
+
+    uri: str
+    frames: int
+    labelled: int
+    height: int
+    width: int
+    fps: float
+    label_consistency: float | None
+
+
+class BundleFacts(Settings):
+    """Which bundle played a part: enough to find it again and to see what made it."""
+
+    role: Literal["pair", "teacher", "rival"]
+    path: str
+    name: str
+    method: str
+    created: str
+    sdk_version: str
+    state_bytes: int
+    sha256: dict[str, str]
+    provenance: dict[str, JsonValue]
+
+
+class Panel(Settings):
+    """One picture of an example: title and JPEG."""
+
+    title: str
+    jpeg: bytes
+
+
+class Example(Settings):
+    """One frame seen by every variant, as far from its keyframe as the largest interval goes."""
+
+    index: int
+    distance: int
+    why: str
+    panels: tuple[Panel, ...]
+
+
+class Evaluation(Settings):
+    """Rows, and everything needed to judge them.
+
+    ``examples`` are pictures for the report: they are not part of the JSON.
+    """
+
+    schema_version: Literal[1] = 1
+    rows: tuple[Row, ...] = Field(min_length=1)
+    methods: dict[str, str]
+    task: TaskSpec
+    source: SourceFacts
+    bundles: tuple[BundleFacts, ...]
+    recipe: EvaluateRecipe
+    conditions: Conditions
+    examples: tuple[Example, ...] = Field(default=(), exclude=True, repr=False)
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise RecipeError(
+            f"row: no '{name}' in this evaluation, only {', '.join(row.name for row in self.rows)}."
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against trusting the times."""
+        return tuple(
+            f"{row.name}: the means of its runs spread by {row.timing.mean_ms.iqr / row.timing.mean_ms.median:.0%} "
+            f"of their median; other work on this machine disturbed the timing."
+            for row in self.rows
+            if row.timing.noisy
+        )
+
+    def to_json(self) -> str:
+        """Everything but the example pictures, as indented JSON."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "evaluation") -> Evaluation:
+        """The evaluation that :meth:`to_json` wrote, without pictures.
+
+        Raises:
+            FileFormatError: not JSON, or not an evaluation of a schema version known here.
+        """
+        import json
+
+        try:
+            return parse_settings(json.loads(text), cls, where)
+        except (json.JSONDecodeError, RecipeError) as error:
+            raise FileFormatError(f"{where}: not an evaluation that can be read: {error}.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read an ``evaluation.json``.
+
+        Raises:
+            MissingFileError: no file there.
+            FileFormatError: it cannot be read as an evaluation.
+        """
+        file = require_file(path, "evaluation")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FileFormatError(f"{file}: not text: {error}.") from error
+        return cls.from_json(text, str(file))
+
+    def table(self) -> Table:
+        """The rows as a rich table, for a terminal."""
+        from edge_sdk.evaluate.table import rich_table
+
+        return rich_table(self)
+
+    def write_report(self, folder: str | Path) -> Path:
+        """Write ``evaluation.json`` and the self-contained ``report.html`` into ``folder``.
+
+        Returns:
+            The HTML file.
+
+        Raises:
+            DependencyError: jinja2 or matplotlib is not installed.
+        """
+        from edge_sdk.evaluate.report import render
+
+        html = render(self)
+        target = Path(folder)
+        write_text(target / JSON_NAME, self.to_json())
+        write_text(target / REPORT_NAME, html)
+        return target / REPORT_NAME

@@ -1,0 +1,102 @@
+"""The bundles that an evaluation compares, checked against each other before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_sdk.bundle import Bundle
+from edge_sdk.errors import BundleError
+from edge_sdk.evaluate.evaluation import BundleFacts
+from edge_sdk.evaluate.recipe import EvaluateRecipe
+from edge_sdk.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Who takes part.
+
+    Args:
+        pair: keyframe and delta step; the subject.
+        teacher: per-frame bundle of the same teacher, or None.
+        rival: another per-frame bundle, or None.
+    """
+
+    pair: Bundle
+    teacher: Bundle | None
+    rival: Bundle | None
+
+    @property
+    def keyframes(self) -> Bundle:
+        """The bundle whose keyframe step is the teacher: the plain one where there is one."""
+        return self.pair if self.teacher is None else self.teacher
+
+    def facts(self) -> tuple[BundleFacts, ...]:
+        """Identity and provenance of each bundle, the pair first."""
+        roles = (("pair", self.pair), ("teacher", self.teacher), ("rival", self.rival))
+        return tuple(_facts(role, bundle) for role, bundle in roles if bundle is not None)
+
+
+def open_lineup(recipe: EvaluateRecipe) -> Lineup:
+    """Open and check the bundles of a recipe.
+
+    Raises:
+        MissingFileError, FileFormatError, BundleError: a bundle is not whole, is of the wrong kind for its part, or
+            takes other frames or has other classes than the pair.
+    """
+    pair = Bundle.open(recipe.bundle)
+    if pair.manifest.steps.delta is None:
+        raise BundleError(
+            f"bundle {pair.path}: expected a keyframe and a delta step, it has a keyframe step only.",
+            hint="Name it as `rival` or `teacher`, and as `bundle` one that was distilled to keyframe and delta.",
+        )
+    return Lineup(pair, _per_frame(recipe.teacher, "teacher", pair), _per_frame(recipe.rival, "rival", pair))
+
+
+def _per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
+    if path is None:
+        return None
+    bundle = Bundle.open(path)
+    if bundle.manifest.steps.delta is not None:
+        raise BundleError(
+            f"{role} {path}: expected a per-frame bundle, it has a delta step.",
+            hint="Export the network as a per-frame bundle and name that.",
+        )
+    if bundle.size_hw != pair.size_hw:
+        raise BundleError(
+            f"{role} {path}: it takes frames of {_by(bundle.size_hw)} (height x width), "
+            f"bundle {pair.path} takes {_by(pair.size_hw)}.",
+            hint="Export both for the same frame size.",
+        )
+    ours, theirs = pair.manifest.task, bundle.manifest.task
+    if (ours.kind, ours.classes, ours.ignore_label) != (theirs.kind, theirs.classes, theirs.ignore_label):
+        raise BundleError(
+            f"{role} {path}: its task is {_task(theirs)}, that of bundle {pair.path} is {_task(ours)}.",
+            hint="Compare networks that were trained for the same classes.",
+        )
+    return bundle
+
+
+def _by(size_hw: tuple[int, int]) -> str:
+    return f"{size_hw[0]} x {size_hw[1]}"
+
+
+def _task(spec: TaskSpec) -> str:
+    return f"{spec.kind} of {', '.join(spec.classes)} (ignored: {spec.ignore_label})"
+
+
+def _facts(role: str, bundle: Bundle) -> BundleFacts:
+    manifest = bundle.manifest
+    return BundleFacts.model_validate(
+        {
+            "role": role,
+            "path": str(bundle.path),
+            "name": manifest.name,
+            "method": manifest.method,
+            "created": manifest.created,
+            "sdk_version": manifest.sdk_version,
+            "state_bytes": bundle.state_bytes,
+            "sha256": {name: record.sha256 for name, record in manifest.files.items()},
+            "provenance": manifest.provenance,
+        }
+    )

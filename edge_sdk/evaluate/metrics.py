@@ -1,0 +1,205 @@
+"""Accuracy over a stream: against labels, against the teacher, by distance from the keyframe, and over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.evaluate.flow import FlowWarp
+from edge_sdk.tasks import Score, Segmentation, Task
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One frame of a stream with a keyframe every K.
+
+    Args:
+        index: which frame.
+        distance: frames since its keyframe; 0 is the keyframe itself.
+        counted: whether it is scored. Frames before the first keyframe of the grid rest on frame 0, nearer than
+            the grid puts them; counting them would score early frames twice at small distances.
+    """
+
+    index: int
+    distance: int
+    counted: bool
+
+    @property
+    def key(self) -> int:
+        """Index of the keyframe that this frame rests on."""
+        return self.index - self.distance
+
+
+def plan(frames: int, interval: int, phase: int) -> list[Planned]:
+    """What a schedule "every ``interval``, phase ``phase``" does with ``frames`` frames.
+
+    Over all phases, frame i is counted exactly once at each distance 0 to min(i, interval - 1).
+    """
+    planned = []
+    distance = 0
+    for index in range(frames):
+        due = index == 0 or index % interval == phase
+        distance = 0 if due else distance + 1
+        planned.append(Planned(index, distance, index >= phase))
+    return planned
+
+
+def primary(score: Score) -> float | None:
+    """A score's headline metric; None where nothing was counted."""
+    value = score.compute()[score.primary]
+    return None if math.isnan(value) else value
+
+
+def pair_lookups(images: Sequence[np.ndarray], tick: Callable[[int], None]) -> list[np.ndarray]:
+    """Where each pixel of frame t lies in frame t + 1, for all consecutive pairs.
+
+    Args:
+        images: (H, W, 3) uint8 BGR frames.
+        tick: called with the number of pairs done.
+
+    Returns:
+        len(images) - 1 arrays, (H, W, 2) int16, as :meth:`FlowWarp.lookup` returns them.
+    """
+    flow = FlowWarp()
+    lookups = []
+    before = flow.grey(images[0])
+    for image in images[1:]:
+        after = flow.grey(image)
+        lookups.append(flow.lookup(before, after))
+        before = after
+        tick(len(lookups))
+    return lookups
+
+
+class Consistency:
+    """Temporal consistency: the mask of frame t + 1, warped to t, scored as if the mask of frame t were the truth.
+
+    Intersections and unions are added up over all pairs and the score is the mean over classes, as published with
+    ETC. Published figures warp by FlowNet2 and sample bilinearly before casting to integers; here flow is DIS and
+    sampling is nearest, so that no class appears that neither mask has. Compare only figures made the same way.
+
+    Args:
+        task: scores masks.
+        lookups: of :func:`pair_lookups`.
+    """
+
+    def __init__(self, task: Task, lookups: Sequence[np.ndarray]) -> None:
+        self._score = task.score()
+        self._ignore = task.spec.ignore_label
+        self._lookups = lookups
+        self._flow = FlowWarp()
+        self._before: tuple[int, np.ndarray] | None = None
+
+    def add(self, index: int, mask: np.ndarray) -> None:
+        """Count the pair (``index`` - 1, ``index``) where the frame before was added last.
+
+        Args:
+            index: which frame.
+            mask: (H, W) uint8; kept until the next call, so it must not be written again.
+        """
+        if self._before is not None and self._before[0] == index - 1:
+            warped = self._flow.warp(mask, self._lookups[index - 1])
+            # Labels hold ignored pixels on both sides of a pair; a prediction holds none.
+            truth = np.where(warped == self._ignore, self._ignore, self._before[1]).astype(
+                np.uint8, copy=False
+            )
+            self._score.update(Segmentation(warped), Segmentation(truth))
+        self._before = (index, mask)
+
+    def value(self) -> float | None:
+        """Mean intersection over union, 0-1; None where there was no pair."""
+        return primary(self._score)
+
+
+def consistency_of(
+    masks: Iterable[Segmentation | None], task: Task, lookups: Sequence[np.ndarray]
+) -> float | None:
+    """Temporal consistency of masks that lie in memory; a pair in which one is None does not count."""
+    consistency = Consistency(task, lookups)
+    for index, mask in enumerate(masks):
+        if mask is not None:
+            consistency.add(index, mask.mask)
+    return consistency.value()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every variant is scored against.
+
+    Args:
+        task: scores masks.
+        truths: labels per frame, or None.
+        teacher: the teacher's mask per frame.
+        lookups: of :func:`pair_lookups`.
+    """
+
+    task: Task
+    truths: Sequence[Segmentation | None]
+    teacher: Sequence[Segmentation]
+    lookups: Sequence[np.ndarray]
+
+
+class StreamScores:
+    """Adds up the scores of one variant, over one keyframe phase after the other.
+
+    Args:
+        reference: labels, teacher's masks and flow.
+        interval: K; distances 0 to K - 1 are kept apart.
+    """
+
+    def __init__(self, reference: Reference, interval: int) -> None:
+        self._reference = reference
+        self._labels = [reference.task.score() for _ in range(interval)]
+        self._agreement = [reference.task.score() for _ in range(interval)]
+        self._frames = [0] * interval
+        self._consistency: list[float | None] = []
+
+    def add_phase(self, masks: Iterable[tuple[Planned, np.ndarray]]) -> None:
+        """Count one pass over the frames.
+
+        Args:
+            masks: per frame, in order, its place in the plan and its (H, W) uint8 mask, which must not be
+                written again before the frame after the next is asked for.
+        """
+        reference = self._reference
+        consistency = Consistency(reference.task, reference.lookups)
+        for planned, mask in masks:
+            if planned.counted:
+                self._add(planned, Segmentation(mask))
+                consistency.add(planned.index, mask)
+        self._consistency.append(consistency.value())
+
+    def _add(self, planned: Planned, prediction: Segmentation) -> None:
+        truth = self._reference.truths[planned.index]
+        if truth is not None:
+            self._labels[planned.distance].update(prediction, truth)
+        self._agreement[planned.distance].update(prediction, self._reference.teacher[planned.index])
+        self._frames[planned.distance] += 1
+
+    def by_distance(self) -> Iterator[tuple[int, int, float | None, float | None]]:
+        """Per distance: frames counted, score against labels, score against the teacher."""
+        for distance, frames in enumerate(self._frames):
+            yield distance, frames, primary(self._labels[distance]), primary(self._agreement[distance])
+
+    def labels(self) -> float | None:
+        """Score against the labels over all distances; None without labels."""
+        return primary(_merged(self._reference.task, self._labels))
+
+    def agreement(self) -> float | None:
+        """Score against the teacher's masks over all distances."""
+        return primary(_merged(self._reference.task, self._agreement))
+
+    def consistency(self) -> float | None:
+        """Temporal consistency, mean over the phases that had a pair; None where none had."""
+        values = [value for value in self._consistency if value is not None]
+        return sum(values) / len(values) if values else None
+
+
+def _merged(task: Task, scores: Iterable[Score]) -> Score:
+    whole = task.score()
+    for score in scores:
+        whole.merge(score)
+    return whole
