@@ -58,7 +58,8 @@ def opencv() -> Answer:
     written, png = cv2.imencode(".png", image)
     same = bool(written) and bool((cv2.imdecode(png, cv2.IMREAD_COLOR) == image).all())
     gstreamer = any("GStreamer" in line and "YES" in line for line in cv2.getBuildInformation().splitlines())
-    found = f"{cv2.__version__}, GStreamer {'yes' if gstreamer else 'no'}, at {os.path.dirname(cv2.__file__)}"
+    folder = os.path.dirname(cv2.__file__ or "")
+    found = f"{cv2.__version__}, GStreamer {'yes' if gstreamer else 'no'}, at {folder}"
     wheels = sorted(
         {
             name

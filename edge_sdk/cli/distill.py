@@ -20,7 +20,7 @@ def distill(
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.stage import need, read_training
 
-    need("distill", "torch", "lightning_fabric")
+    need("distill", "torch", "lightning_fabric", recipe=recipe)
     from edge_sdk import distill as stage
 
     settings = read_training(recipe, stage.DistillRecipe, out=out, device=device)

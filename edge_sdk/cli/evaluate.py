@@ -11,7 +11,7 @@ from edge_sdk.cli.options import JsonFlag, Limit, Threads
 from edge_sdk.errors import RecipeError
 
 if TYPE_CHECKING:
-    from edge_sdk.evaluate import EvaluateRecipe
+    from edge_sdk.evaluate.recipe import EvaluateRecipe
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def read_settings(recipe: Path | None, given: dict[str, Any]) -> EvaluateRecipe:
     Raises:
         RecipeError: a key or value is wrong, or bundle or source is named nowhere.
     """
-    from edge_sdk.evaluate import EvaluateRecipe
+    from edge_sdk.evaluate.recipe import EvaluateRecipe
     from edge_sdk.settings import load_recipe, parse_settings
 
     options = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}

@@ -17,7 +17,7 @@ def export(recipe: Recipe, out: OutFolder = None, as_json: JsonFlag = False) -> 
     from edge_sdk.cli.stage import need
     from edge_sdk.settings import load_recipe
 
-    need("export", "torch", "onnx", "onnxscript", "onnxruntime")
+    need("export", "torch", "onnx", "onnxscript", "onnxruntime", recipe=recipe)
     from edge_sdk import compile as stage
 
     settings = load_recipe(recipe, stage.ExportRecipe, out=None if out is None else str(out))

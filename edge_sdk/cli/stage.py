@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from edge_sdk.cli.options import Device
+from edge_sdk.files import require_file
 from edge_sdk.optional import require
 from edge_sdk.settings import Settings, load_recipe, parse_settings
 
 S = TypeVar("S", bound=Settings)
 
 
-def need(verb: str, *packages: str) -> None:
-    """Refuse early, with what to install, when a package of ``verb`` is missing on this machine.
+def need(verb: str, *packages: str, recipe: Path | None = None) -> None:
+    """Refuse, before seconds go into loading them, a missing recipe or a package that this machine lacks.
 
     Raises:
-        DependencyError: naming the package.
+        MissingFileError: no recipe there.
+        DependencyError: naming the package and what to install.
     """
+    if recipe is not None:
+        require_file(recipe, "recipe")
     for package in packages:
         require(package, f"edge-sdk {verb}")
 

@@ -20,7 +20,7 @@ def train(
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.stage import need, read_training
 
-    need("train", "torch", "lightning_fabric")
+    need("train", "torch", "lightning_fabric", recipe=recipe)
     from edge_sdk.distill import TrainRecipe, train_teacher
 
     settings = read_training(recipe, TrainRecipe, out=out, device=device)

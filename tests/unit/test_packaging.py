@@ -1,0 +1,160 @@
+"""What is installed is whole, and what the documents tell people to type exists."""
+
+from __future__ import annotations
+
+import email
+import importlib
+import inspect
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import edge_sdk
+from edge_sdk import cli
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+VERBS = ["demo", "train", "distill", "export", "run", "evaluate", "doctor"]
+WORKSTATION_ONLY = ("edge_sdk.distill", "edge_sdk.compile", "edge_sdk.demo")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("setuptools")
+    work = tmp_path_factory.mktemp("sources")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, work)
+    shutil.copytree(ROOT / "edge_sdk", work / "edge_sdk", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-W", "ignore", "setup.py", "-q", "bdist_wheel", "-d", "out"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (file,) = (work / "out").iterdir()
+    with zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return email.message_from_bytes(wheel.read(name))
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "edge_sdk").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "edge_sdk/py.typed" in expected
+    packed = {name for name in wheel.namelist() if name.startswith("edge_sdk/")}
+    assert packed == expected
+    assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+def test_the_metadata_is_read_from_setup_py(metadata):
+    assert metadata["Name"] in ("edge_sdk", "edge-sdk")
+    assert metadata["Version"] == edge_sdk.__version__
+    assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
+    assert set(metadata.get_all("Provides-Extra")) == {"desktop", "jetson", "workstation", "dev"}
+
+
+def test_a_device_installs_no_workstation_packages_and_a_jetson_no_opencv(metadata):
+    def needed(extra):
+        lines = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+        lines += [
+            line
+            for line in metadata.get_all("Requires-Dist")
+            if re.search(rf"extra == ['\"]{extra}['\"]", line)
+        ]
+        return {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in lines}
+
+    assert needed("jetson") == {"numpy", "pydantic", "pyyaml", "typer", "rich", "onnxruntime"}
+    assert not needed("desktop") & {"torch", "onnx", "onnxscript", "lightning-fabric", "opencv-python"}
+    assert needed("workstation") >= {
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "lightning-fabric",
+        "opencv-python-headless",
+    }
+    assert needed("dev") > needed("workstation")
+
+
+def test_the_entry_point_is_the_command(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    found = re.search(r"edge-sdk = ([\w.]+):(\w+)", wheel.read(name).decode())
+    assert getattr(importlib.import_module(found[1]), found[2]) is cli.main
+
+
+def test_pyproject_carries_no_metadata():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert "[build-system]" in text
+    assert "[project" not in text
+
+
+def test_the_licence_is_apache_2_in_full():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in text
+    assert text.count("\n") > 200
+
+
+def test_everything_a_device_uses_imports_without_workstation_packages():
+    """Each module outside distill and compile, in a process where torch and onnx cannot be imported."""
+    modules = []
+    for path in sorted((ROOT / "edge_sdk").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if not name.startswith(WORKSTATION_ONLY) and not name.endswith("__main__"):
+            modules.append(name)
+    assert len(modules) > 20
+    kept_out = ("torch", "onnx", "onnxscript", "lightning_fabric", "tensorrt", "pycuda")
+    code = (
+        "import sys, importlib\n"
+        f"for name in {kept_out}: sys.modules[name] = None\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "print('all')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "all", done.stderr
+
+
+def _blocks(language):
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        yield from re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _commands(program):
+    text = "\n".join(_blocks("console"))
+    return [shlex.split(line) for line in text.splitlines() if re.match(rf"(\S+/)?{program}\b", line)]
+
+
+def test_every_command_in_the_documents_exists():
+    commands = _commands("edge-sdk")
+    assert {words[1] for words in commands} == set(VERBS) - {"demo"}
+    for _, verb, *rest in commands:
+        parameters = inspect.signature(inspect.unwrap(getattr(getattr(cli, verb), verb))).parameters
+        for option in (word for word in rest if word.startswith("--")):
+            name = option.removeprefix("--").replace("-", "_")
+            assert {name, f"as_{name}"} & set(parameters), f"edge-sdk {verb} has no {option}"
+
+
+def test_every_make_target_in_the_documents_exists():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {words[1] for words in _commands("make")}
+    assert named == {"demo", "test"}
+    assert named <= targets
+
+
+def test_every_extra_and_link_in_the_documents_exists(metadata):
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for extra in re.findall(r"'(?:edge_sdk|\.)\[(\w+)\]'", text):
+            assert extra in metadata.get_all("Provides-Extra")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / link).exists(), f"{document}: {link}"
