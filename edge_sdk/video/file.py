@@ -11,6 +11,7 @@ import numpy as np
 from edge_sdk.errors import VideoError
 from edge_sdk.files import require_file
 from edge_sdk.video.base import Selection, SourceBase, is_rate
+from edge_sdk.video.folder import IMAGE_SUFFIXES
 from edge_sdk.video.frame import Frame
 from edge_sdk.video.native import opencv, require_image
 
@@ -53,6 +54,11 @@ class VideoFile(SourceBase):
         super().__init__(uri or str(path))
         # Only a regular file: reading a pipe or a device could wait for ever.
         self._path = require_file(path, "source", hint="Check the path.")
+        if self._path.suffix.lower() in IMAGE_SUFFIXES:
+            # OpenCV would take it, and its name for a pattern of names.
+            raise VideoError(
+                f"{self._path}: expected a video, got a still image.", hint="Name the folder that it is in."
+            )
         self._cv2 = opencv("reading a video file")
         self._missing = missing
         self._selection = selection or Selection()
@@ -71,8 +77,7 @@ class VideoFile(SourceBase):
 
     def _open(self) -> Any:
         capture = self._cv2.VideoCapture(str(self._path))
-        # OpenCV's own image reader would take a still for a video, or its name for a pattern of names.
-        if not capture.isOpened() or capture.getBackendName() == "CV_IMAGES":
+        if not capture.isOpened():
             capture.release()
             raise VideoError(
                 f"{self._path}: cannot be opened as a video ({self._path.stat().st_size} bytes).",

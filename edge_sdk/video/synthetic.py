@@ -41,6 +41,7 @@ _VARIANTS = 4  # textures a class
 _ZOOM_RANGE = (0.8, 1.35)
 _TILT_RANGE = 0.36
 _SKY_PARALLAX = 0.4
+_HILLS = ((0.06, 5.0), (0.04, 9.0), (0.02, 23.0))  # amplitude in heights, radians a height
 _NOISE_SHIFTS = 32
 _SUBPIXEL_BITS = 4
 _MAX_TILE = 1080
@@ -109,6 +110,10 @@ class SyntheticScene:
     def __len__(self) -> int:
         return self.settings.frames
 
+    def __reduce__(self) -> tuple[type[SyntheticScene], tuple[SyntheticSettings]]:
+        # A scene is its settings; data loaders send scenes to their workers.
+        return SyntheticScene, (self.settings,)
+
     def frame_at(self, index: int) -> Frame:
         """Frame ``index`` with its truth; ``seq`` is the index. Any order of calls gives the same frames.
 
@@ -164,10 +169,9 @@ class SyntheticScene:
             for family in SYNTHETIC_CLASSES[_FIRST_OBJECT_CLASS:]
         ]
         self._horizon = float(rng.uniform(-0.08, 0.1))
-        self._hills = [(0.06, 5.0, 0.0), (0.04, 9.0, 0.0), (0.02, 23.0, 0.0)]
         self._hills = [
             (a * rng.uniform(0.7, 1.3), f * rng.uniform(0.8, 1.25), rng.uniform(0, 2 * math.pi))
-            for a, f, _ in self._hills
+            for a, f in _HILLS
         ]
         self._light = (rng.uniform(0.3, 0.8), rng.uniform(0, 2 * math.pi), rng.uniform(0.08, 0.2))
         noise = rng.normal(0, 4, (s.height + _NOISE_SHIFTS, s.width + _NOISE_SHIFTS, 3))
