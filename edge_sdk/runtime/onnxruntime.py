@@ -15,7 +15,10 @@ from edge_sdk.optional import require
 from edge_sdk.runtime.engine import Buffer, EngineOptions, aligned_array, check_buffers
 from edge_sdk.tensors import TensorSpec
 
-_NUMPY_NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"} | {
+    f"tensor({name})": name
+    for name in ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16"]
+}
 _LOG_ERRORS = 3
 
 
@@ -129,14 +132,12 @@ def _spec(node: Any, path: Path) -> TensorSpec:
             f"graph {path}: '{node.name}' has an axis of no fixed length: {node.shape}.",
             hint="Export it with static shapes.",
         )
-    dtype = _NUMPY_NAMES.get(node.type) or node.type.removeprefix("tensor(").removesuffix(")")
-    try:
-        np.dtype(dtype)
-    except TypeError:
+    if node.type not in _DTYPES:
         raise EngineError(
-            f"graph {path}: '{node.name}' is {node.type}, which numpy has no type for."
-        ) from None
-    return TensorSpec(name=node.name, shape=tuple(node.shape), dtype=dtype)
+            f"graph {path}: '{node.name}' is {node.type}; expected one of {', '.join(_DTYPES)}.",
+            hint="Export it with another type of input and output.",
+        )
+    return TensorSpec(name=node.name, shape=tuple(node.shape), dtype=_DTYPES[node.type])
 
 
 def _one_line(error: Exception) -> str:

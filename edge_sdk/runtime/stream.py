@@ -80,18 +80,19 @@ class Stream:
         if not isinstance(image, np.ndarray) or image.shape != self._shape or image.dtype != self._dtype:
             raise self._wrong_frame(image)
         kind = self._decide(image, seq)
-        copied_ns = copying_ns = stepped_ns = time.perf_counter_ns()
+        copying_ns = time.perf_counter_ns()
         if kind is StepKind.SKIP and self._prediction is not None:
             prediction = self._prediction
             self.state.skipped()
+            copied_ns = stepped_ns = ended_ns = copying_ns
         else:
             np.copyto(self._frame, image)
             copied_ns = time.perf_counter_ns()
             self._run(kind)
             stepped_ns = time.perf_counter_ns()
             prediction = self._prediction = self._task.decode(self._outputs)
+            ended_ns = time.perf_counter_ns()
         self._last_seq = seq
-        ended_ns = time.perf_counter_ns()
         times = StageTimes(
             copy_in_ms=(copied_ns - copying_ns) * _MS_PER_NS,
             step_ms=(stepped_ns - copied_ns) * _MS_PER_NS,

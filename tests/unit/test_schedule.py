@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.errors import RecipeError
+from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.schedule import (
+    AlwaysSchedule,
+    ChangeSchedule,
+    EverySchedule,
+    ExternalSchedule,
+    Schedule,
+    ScheduleSettings,
+)
+from edge_sdk.settings import Settings, parse_settings
+
+BLANK = np.zeros((8, 8, 3), np.uint8)
+
+
+class Holder(Settings):
+    schedule: ScheduleSettings
+
+
+def grey(level: int, size: int = 8) -> np.ndarray:
+    return np.full((size, size, 3), level, np.uint8)
+
+
+def decisions(schedule: Schedule, images: list[np.ndarray], lost: frozenset[int] = frozenset()) -> str:
+    """One letter a frame; ages are counted as the runner counts them, ``lost`` are frames that need a keyframe."""
+    letters, age = "", 0
+    for index, image in enumerate(images):
+        needed = index == 0 or index in lost
+        kind = schedule.decide(image, None if needed else age + 1)
+        assert kind is StepKind.KEYFRAME or not needed
+        age = 0 if kind is StepKind.KEYFRAME else age + 1
+        letters += kind.value[0]
+    return letters
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost", "expected"),
+    [
+        (AlwaysSchedule(), (), "kkkkkkkkkk"),
+        (EverySchedule(interval=1), (), "kkkkkkkkkk"),
+        (EverySchedule(interval=3), (), "kddkddkddk"),
+        (EverySchedule(interval=3, phase=1), (), "kkddkddkdd"),
+        (EverySchedule(interval=3, phase=2), (), "kdkddkddkd"),
+        (EverySchedule(interval=4, between="skip"), (), "ksssksssks"),
+        (EverySchedule(interval=5), (2,), "kdkddkdddd"),
+        (EverySchedule(interval=20), (), "kddddddddd"),
+        (ExternalSchedule(), (), "kddddddddd"),
+        (ExternalSchedule(), (4, 5), "kdddkkdddd"),
+        (ExternalSchedule(max_interval=4), (), "kdddkdddkd"),
+        (ExternalSchedule(max_interval=4), (2,), "kdkdddkddd"),
+        (ChangeSchedule(threshold=5), (), "kddddddddd"),
+        (ChangeSchedule(threshold=5, max_interval=3), (), "kddkddkddk"),
+    ],
+)
+def test_decisions_on_a_still_picture(
+    settings: ScheduleSettings, lost: tuple[int, ...], expected: str
+) -> None:
+    assert decisions(settings.start(), [BLANK] * 10, frozenset(lost)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "levels", "expected"),
+    [
+        # The threshold itself is no change; the difference is to the keyframe, so slow drift adds up.
+        (ChangeSchedule(threshold=10), (0, 10, 11, 11, 21, 22), "kdkddk"),
+        (ChangeSchedule(threshold=10), (0, 5, 10, 15, 20, 25), "kddkdd"),
+        (ChangeSchedule(threshold=0), (0, 0, 1, 1), "kdkd"),
+        (ChangeSchedule(threshold=10, min_interval=3), (0, 99, 99, 99, 99), "kddkd"),
+        (ChangeSchedule(threshold=255), (0, 255, 0, 255), "kddd"),
+        (ChangeSchedule(threshold=10), (200, 100, 100), "kkd"),  # darker is a change too, no wrap-around
+    ],
+)
+def test_change_against_the_keyframe(
+    settings: ChangeSchedule, levels: tuple[int, ...], expected: str
+) -> None:
+    assert decisions(settings.start(), [grey(level) for level in levels]) == expected
+
+
+def test_change_compares_with_a_keyframe_it_did_not_choose() -> None:
+    schedule = ChangeSchedule(threshold=10).start()
+    images = [grey(0), grey(8), grey(12), grey(12)]
+    assert decisions(schedule, images) == "kdkd"
+    schedule.reset()
+    # Frame 1 is forced; frame 2 is 4 levels from it and 12 from frame 0.
+    assert decisions(schedule, images, lost=frozenset({1})) == "kkdd"
+
+
+def test_change_reads_every_32nd_pixel_only() -> None:
+    changed = grey(0, 96)
+    changed[1::2, :] = 255
+    assert decisions(ChangeSchedule(threshold=1).start(), [grey(0, 96), changed]) == "kd"
+    assert decisions(ChangeSchedule(threshold=1, stride=1).start(), [grey(0, 96), changed]) == "kk"
+
+
+def test_luma_weighs_green_most() -> None:
+    green, blue = grey(0), grey(0)
+    green[..., 1], blue[..., 0] = 20, 20  # luma 11.7 and 2.3
+    settings = ChangeSchedule(threshold=10)
+    assert decisions(settings.start(), [BLANK, green]) == "kk"
+    assert decisions(settings.start(), [BLANK, blue]) == "kd"
+
+
+@given(interval=st.integers(1, 12), data=st.data(), count=st.integers(1, 60))
+def test_every_keeps_its_grid(interval: int, data: st.DataObject, count: int) -> None:
+    phase = data.draw(st.integers(0, interval - 1))
+    letters = decisions(EverySchedule(interval=interval, phase=phase).start(), [BLANK] * count)
+    keyframes = {index for index, letter in enumerate(letters) if letter == "k"}
+    assert keyframes == {0} | set(range(phase, count, interval))
+
+
+SETTINGS = st.one_of(
+    st.builds(AlwaysSchedule),
+    st.builds(EverySchedule, interval=st.integers(1, 6), between=st.sampled_from(["delta", "skip"])),
+    st.builds(ChangeSchedule, threshold=st.integers(0, 100), max_interval=st.none() | st.integers(1, 9)),
+    st.builds(ExternalSchedule, max_interval=st.none() | st.integers(1, 9)),
+)
+LEVELS = st.lists(st.integers(0, 255), min_size=1, max_size=30)
+
+
+@given(settings=SETTINGS, levels=LEVELS, lost=st.frozensets(st.integers(0, 30)), before=LEVELS)
+def test_properties_of_every_schedule(
+    settings: ScheduleSettings, levels: list[int], lost: frozenset[int], before: list[int]
+) -> None:
+    images = [grey(level) for level in levels]
+    schedule = settings.start()
+    letters = decisions(schedule, images, lost)
+    assert all(letters[index] == "k" for index in {0} | lost if index < len(letters))
+    assert settings.uses_delta or "d" not in letters
+    longest = getattr(settings, "max_interval", None) or getattr(settings, "interval", None)
+    assert longest is None or "k" in letters[-longest:]
+
+    schedule.reset()
+    decisions(schedule, [grey(level) for level in before])
+    schedule.reset()
+    assert decisions(schedule, images, lost) == letters
+    assert Holder.model_validate_json(Holder(schedule=settings).model_dump_json()).schedule == settings
+
+
+@given(settings=SETTINGS, first=LEVELS, second=LEVELS)
+def test_two_schedules_of_one_setting_are_independent(
+    settings: ScheduleSettings, first: list[int], second: list[int]
+) -> None:
+    alone = decisions(settings.start(), [grey(level) for level in first])
+    one, other = settings.start(), settings.start()
+    decisions(other, [grey(level) for level in second])
+    assert decisions(one, [grey(level) for level in first]) == alone
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"kind": "sometimes"},
+            r"'schedule'.*'sometimes'.*expected tags.*'always', 'every', 'change', 'external'",
+        ),
+        ({"interval": 5}, r"'schedule'.*kind"),
+        ({"kind": "every"}, r"'schedule.every.interval' is missing"),
+        ({"kind": "every", "interval": 0}, r"interval'.*greater than or equal to 1, got 0"),
+        ({"kind": "every", "interval": 5, "phase": 5}, r"phase must be below interval \(5\), it is 5"),
+        ({"kind": "every", "interval": 5, "phase": -1}, r"phase'.*greater than or equal to 0, got -1"),
+        ({"kind": "every", "interval": 5, "between": "copy"}, r"between'.*'delta' or 'skip', got 'copy'"),
+        ({"kind": "every", "intervall": 5}, r"unknown key 'schedule.every.intervall'"),
+        ({"kind": "change", "threshold": -1}, r"threshold'.*greater than or equal to 0"),
+        ({"kind": "change", "threshold": 300}, r"threshold'.*less than or equal to 255"),
+        (
+            {"kind": "change", "threshold": 1, "min_interval": 9, "max_interval": 3},
+            r"max_interval 3 is below min_",
+        ),
+        ({"kind": "external", "max_interval": 0}, r"max_interval'.*greater than or equal to 1"),
+        ({"kind": "always", "interval": 1}, r"unknown key 'schedule.always.interval'"),
+    ],
+)
+def test_bad_settings_are_named(data: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_settings({"schedule": data}, Holder, "recipe")
