@@ -39,6 +39,8 @@ def macs(value: int | None) -> str:
     """In billions, or millions where that reads better."""
     if value is None:
         return NOTHING
+    if value == 0:
+        return "0"
     return f"{value / 1e9:.2f} G" if value >= 1e8 else f"{value / 1e6:.2f} M"
 
 
@@ -86,6 +88,7 @@ def title(evaluation: Evaluation) -> str:
 
 def rich_table(evaluation: Evaluation) -> Table:
     """The headline table for a terminal, with warnings and notes below it."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -94,23 +97,24 @@ def rich_table(evaluation: Evaluation) -> Table:
     own = evaluation.source.label_consistency
     yardstick = [] if own is None else [f"temporal consistency of the labels themselves: {share(own)}"]
     caption = "\n".join([*yardstick, *notes, *(f"! {warning}" for warning in evaluation.warnings)])
+    cells = [[column.text(row) for column in shown] for row in evaluation.rows]
+    widths = [
+        max(len(column.heading), *(len(line[place]) for line in cells)) for place, column in enumerate(shown)
+    ]
     table = Table(
         title=Text(title(evaluation)),
         title_justify="left",
         caption=Text(caption) if caption else None,
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        # Full width even where a terminal is narrower or there is none: a wrapped line can be read, a cut one not.
+        width=sum(widths) + 3 * len(widths),
     )
     for column in shown:
-        table.add_column(
-            column.heading, justify="left" if column.heading == "variant" else "right", no_wrap=True
-        )
-    before: tuple[int, ...] = ()
-    for row in evaluation.rows:
-        group = (row.interval,)
-        if before and group != before:
+        table.add_column(column.heading, justify="left" if column is shown[0] else "right", no_wrap=True)
+    for place, (row, line) in enumerate(zip(evaluation.rows, cells, strict=True)):
+        if place and row.interval != evaluation.rows[place - 1].interval:
             table.add_section()
-        before = group
-        table.add_row(
-            *(Text(column.text(row), style="bold" if row.variant == "delta" else "") for column in shown)
-        )
+        table.add_row(*line, style="bold" if row.variant == "delta" else "")
     return table
