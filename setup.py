@@ -24,8 +24,8 @@ BASE = [
     "numpy>=1.23,<3",
     "pydantic>=2.7,<3",
     "PyYAML>=6,<7",
-    "typer>=0.16,<1",
-    "rich>=13.7,<16",
+    "typer>=0.29,<1",
+    "rich>=13.8,<16",
 ]
 
 # The headless wheel: edge_sdk opens no windows, and opencv-python does not import where libGL is missing.
@@ -57,6 +57,7 @@ DEV = [
     "ruff>=0.17,<0.18",
     "mypy>=2.4,<2.5",
     "types-PyYAML>=6,<7",
+    "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
     *WORKSTATION,
 ]
 

@@ -1,0 +1,13 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import contextlib
+
+# The device's tests also run where only the device's packages are.
+with contextlib.suppress(ImportError):
+    from hypothesis import settings
+
+    # Time limits of single examples say something of the machine's other work, not of the code.
+    settings.register_profile("edge_sdk", deadline=None)
+    settings.load_profile("edge_sdk")
