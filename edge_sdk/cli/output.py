@@ -31,11 +31,11 @@ def plain(value: Any) -> Any:
         return value.value
     if isinstance(value, str | Path):
         return str(value)
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
     if hasattr(value, "to_json"):
         written = value.to_json()
         return json.loads(written) if isinstance(written, str) else plain(written)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

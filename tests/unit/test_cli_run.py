@@ -267,3 +267,28 @@ def test_the_program_in_the_readme_runs(bundle, tmp_path, monkeypatch, capsys):
     assert [line.split()[1] for line in printed] == (["keyframe"] + ["delta"] * 3) * 3
     with open_source(tmp_path / "annotated.mp4") as video:
         assert video.frame_count == 12
+
+
+def test_evaluate_prints_its_table_and_leaves_a_report(bundle, tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    frames = tmp_path / "frames"
+    assert run(bundle, SOURCE, "--out", f"{frames}/").exit_code == 0
+    options = ["--intervals", "2,4", "--repeats", "2"]
+    command = ["evaluate", str(bundle.path), str(frames), *options]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    assert "teacher" in result.stdout
+    report = tmp_path / "report" / "report.html"
+    assert f"report: {report}" in result.stdout
+    assert report.stat().st_size > 1000
+
+    recipe = tmp_path / "evaluate.yaml"
+    recipe.write_text(f"bundle: {bundle.path}\nsource: nowhere\nintervals: [3]\nrepeats: 1\n")
+    result = CliRunner().invoke(app, [*command, "--recipe", str(recipe), "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    # Options win over the recipe.
+    assert told["recipe"]["intervals"] == [2, 4]
+    assert told["recipe"]["source"] == str(frames)
+    assert told["recipe"]["repeats"] == 2
