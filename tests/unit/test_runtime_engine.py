@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +100,11 @@ def test_a_step_outlives_its_engine_and_its_callers_buffers(tmp_path: Path) -> N
     buffers = buffers_for(engine)
     frame, mask = buffers["frame"].host, buffers["mask"].host
     step = engine.bind(buffers)
+    state = weakref.ref(buffers["state.memory.next"].host)
     buffers.clear()
     engine.close()
     engine.close()
+    assert state() is not None  # the step holds what it writes to
     image = random_images(1)[0]
     np.copyto(frame, image)
     step.run()
