@@ -145,11 +145,13 @@ class Evaluation(Settings):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against trusting the times."""
-        return tuple(
-            f"{row.name}: the means of its runs spread by {row.timing.mean_ms.iqr / row.timing.mean_ms.median:.0%} "
-            f"of their median; other work on this machine disturbed the timing."
-            for row in self.rows
-            if row.timing.noisy
+        spreads = {row.name: row.timing.mean_ms for row in self.rows if row.timing.noisy}
+        if not spreads:
+            return ()
+        most = max(spread.iqr / spread.median for spread in spreads.values())
+        return (
+            f"Timing was disturbed, by other work on this machine or by its clock: the means of the runs of "
+            f"{', '.join(spreads)} spread by more than 10 % of their median (at most {most:.0%}).",
         )
 
     def to_json(self) -> str:
