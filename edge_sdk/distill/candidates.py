@@ -6,12 +6,12 @@ Candidates have no bias: they act on differences, in which a bias cancels.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-RankRule = Literal["out", "min"]
+from edge_sdk.distill.recipes import RankRule
+
 GUMBEL_TEMPERATURE = 2 / 3
 GATE_START = -1.0
 
@@ -28,9 +28,11 @@ def rank_of(c_in: int, c_out: int, gamma: int, rule: RankRule) -> int:
     return smaller // gamma if smaller >= gamma else smaller
 
 
-def grouped_rank(conv: nn.Conv2d, gamma: int, rule: RankRule) -> int:
-    """The rank for ``conv``, as a multiple of its groups so that each group keeps its share."""
+def layer_rank(conv: nn.Conv2d, gamma: int, rule: RankRule, multiple: int = 1) -> int:
+    """The rank for ``conv``: by the rule, raised to a multiple of ``multiple`` (an engine's channel block, which costs
+    the same time as fewer channels), and a multiple of its groups so that each group keeps its share."""
     rank = rank_of(conv.in_channels, conv.out_channels, gamma, rule)
+    rank = -(-rank // multiple) * multiple
     return max(rank // conv.groups, 1) * conv.groups
 
 
@@ -45,9 +47,14 @@ def full_candidate(conv: nn.Conv2d) -> nn.Conv2d:
     return candidate
 
 
-def low_rank_candidate(conv: nn.Conv2d, gamma: int, rule: RankRule) -> nn.Sequential:
-    """A column convolution to ``rank`` channels, then a row convolution, started from the spatial SVD of the kernel."""
-    rank = grouped_rank(conv, gamma, rule)
+def low_rank_candidate(conv: nn.Conv2d, rank: int, *, bias: bool = False) -> nn.Sequential:
+    """A column convolution to ``rank`` channels, then a row convolution, started from the spatial SVD of the kernel.
+
+    Args:
+        conv: the teacher layer.
+        rank: channels between the two, a multiple of the layer's groups.
+        bias: carry the teacher's bias along, for students that act on frames instead of differences.
+    """
     kh, kw = conv.kernel_size
     pad: tuple[str, str] | tuple[tuple[int, int], tuple[int, int]]
     if isinstance(conv.padding, str):
@@ -60,12 +67,14 @@ def low_rank_candidate(conv: nn.Conv2d, gamma: int, rule: RankRule) -> nn.Sequen
     )  # fmt: skip
     row = nn.Conv2d(
         rank, conv.out_channels, (1, kw), (1, conv.stride[1]), pad[1], (1, conv.dilation[1]),
-        conv.groups, bias=False, padding_mode=conv.padding_mode,
+        conv.groups, bias=bias and conv.bias is not None, padding_mode=conv.padding_mode,
     )  # fmt: skip
     first, second = spatial_svd(conv.weight.detach(), rank, conv.groups)
     with torch.no_grad():
         column.weight.copy_(first)
         row.weight.copy_(second)
+        if row.bias is not None and conv.bias is not None:
+            row.bias.copy_(conv.bias)
     return nn.Sequential(column, row)
 
 

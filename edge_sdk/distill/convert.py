@@ -5,46 +5,22 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edge_sdk.distill.candidates import (
-    RankRule,
     candidate_macs,
     conv_macs,
     full_candidate,
+    layer_rank,
     low_rank_candidate,
 )
-from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Tape
-from edge_sdk.distill.survey import ConvUse, survey
+from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, Tape
+from edge_sdk.distill.recipes import DeltaSettings
+from edge_sdk.distill.survey import ConvUse, check_blocks, survey
 from edge_sdk.errors import ConversionError
-from edge_sdk.settings import Settings
-
-
-class DeltaSettings(Settings):
-    """How a teacher becomes a delta network.
-
-    Args:
-        gamma: compression of the low-rank candidate (4 for segmentation, 16 for detection, as published).
-        rank_rule: see :func:`edge_sdk.distill.candidates.rank_of`.
-        candidates: ``both`` with a gate (published), or one of the two for every layer.
-        skip_first, skip_last: convolutions left as they are at either end, in the order they run.
-        include, exclude: patterns (``*`` matches anything) over layer names; exclude wins.
-        full: patterns over layer names that get the full candidate alone.
-    """
-
-    gamma: Annotated[int, Field(ge=2)] = 4
-    rank_rule: RankRule = "out"
-    candidates: Literal["both", "full", "low_rank"] = "both"
-    skip_first: Annotated[int, Field(ge=0)] = 1
-    skip_last: Annotated[int, Field(ge=0)] = 1
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    full: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,10 +68,18 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         if use.norm is not None and _obstacle(use.conv) is None:
             _fold(network, use)
     tape = Tape()
-    reports, replaced = [], {}
+    reports: list[LayerReport] = []
+    replaced: dict[int, nn.Module] = {}
+    blocks = _blocks(network, settings)
+    check_blocks(network, example, blocks)
+    inside = {id(m): name for name, block in blocks.items() for m in block.modules()}
     for index, use in enumerate(uses):
         macs = sum(conv_macs(use.conv, hw)[0] for hw in use.inputs)
         reason = _left_alone(index, len(uses), use, settings)
+        if id(use.conv) in inside:
+            cheapest = _block_macs(use, settings)
+            reports.append(LayerReport(use.name, True, f"block {inside[id(use.conv)]}", macs, cheapest))
+            continue
         if reason is None:
             layer, cheapest = _students(use, settings, tape)
             if layer is not None:
@@ -105,6 +89,8 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
                 continue
             reason = "no cheaper candidate"
         reports.append(LayerReport(use.name, False, reason, macs, macs))
+    for name, block in blocks.items():
+        replaced[id(block)] = DeltaBlock(block, name, tape, _narrow(block, settings))
     if not replaced:
         reasons = sorted({report.reason for report in reports}) or ["the network has no Conv2d"]
         raise ConversionError(
@@ -113,6 +99,54 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         )
     _replace(network, replaced)
     return Conversion(DeltaNet(network, tape), tuple(reports))
+
+
+def _blocks(network: nn.Module, settings: DeltaSettings) -> dict[str, nn.Module]:
+    """Modules named by ``blocks``, outermost first; one inside another is part of it."""
+    blocks: dict[str, nn.Module] = {}
+    taken: set[int] = set()
+    for name, module in network.named_modules():
+        if name and _matches(name, settings.blocks) and id(module) not in taken:
+            blocks[name] = module
+            taken |= {id(m) for m in module.modules()}
+    for pattern in settings.blocks:
+        if not any(fnmatchcase(name, pattern) for name, _ in network.named_modules()):
+            raise ConversionError(
+                f"'delta.blocks': the pattern '{pattern}' matches no module.",
+                hint=f"The network's parts are: {', '.join(n for n, _ in network.named_children())}.",
+            )
+    return blocks
+
+
+def _narrow(block: nn.Module, settings: DeltaSettings) -> nn.Module:
+    """A copy of a block whose convolutions are low rank where that is cheaper."""
+    student = copy.deepcopy(block)
+    convs = {id(m): m for m in student.modules() if isinstance(m, nn.Conv2d)}
+    cheaper: dict[int, nn.Module] = {
+        key: low_rank_candidate(conv, _rank(conv, settings), bias=True)
+        for key, conv in convs.items()
+        if _obstacle(conv) is None and _low_rank_pays(conv, settings)
+    }
+    _replace(student, cheaper)
+    return student
+
+
+def _rank(conv: nn.Conv2d, settings: DeltaSettings) -> int:
+    return layer_rank(conv, settings.gamma, settings.rank_rule, settings.rank_multiple)
+
+
+def _low_rank_pays(conv: nn.Conv2d, settings: DeltaSettings, in_hw: tuple[int, int] = (64, 64)) -> bool:
+    low = candidate_macs(low_rank_candidate(conv, _rank(conv, settings)), in_hw)
+    return low < conv_macs(conv, in_hw)[0]
+
+
+def _block_macs(use: ConvUse, settings: DeltaSettings) -> int:
+    """Multiply-accumulates of a convolution inside a narrowed block."""
+    conv = use.conv
+    if _obstacle(conv) is not None or not _low_rank_pays(conv, settings):
+        return sum(conv_macs(conv, hw)[0] for hw in use.inputs)
+    low = low_rank_candidate(conv, _rank(conv, settings))
+    return sum(candidate_macs(low, hw) for hw in use.inputs)
 
 
 def _check_patterns(settings: DeltaSettings, uses: list[ConvUse]) -> None:
@@ -173,7 +207,7 @@ def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaC
     """The converted layer with its candidates and the cheapest one's cost; no layer where none is cheaper."""
     conv = use.conv
     teacher = sum(conv_macs(conv, hw)[0] for hw in use.inputs)
-    low = low_rank_candidate(conv, settings.gamma, settings.rank_rule)
+    low = low_rank_candidate(conv, _rank(conv, settings))
     low_macs = sum(candidate_macs(low, hw) for hw in use.inputs)
     only_full = settings.candidates == "full" or _matches(use.name, settings.full)
     if only_full:

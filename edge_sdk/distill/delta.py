@@ -55,8 +55,60 @@ class Tape:
         return label if count == 1 else f"{label}.call{count}"
 
 
-class DeltaConv2d(nn.Conv2d):
-    """A teacher convolution (its own ``weight`` and ``bias``) with its student candidates.
+class Joined:
+    """A piece of the teacher with a student: what either of the two forms does with them in each pass.
+
+    A subclass says what teacher and student are; ``label`` and ``tape`` place its state.
+    """
+
+    label: str
+    _tape: list[Tape]
+
+    def teacher_of(self, x: Tensor) -> Tensor:
+        """The teacher's output for ``x``."""
+        raise TypeError(f"{type(self).__name__} defines no teacher")
+
+    def student_of(self, x: Tensor) -> Tensor:
+        """The chosen student's output for ``x``, in evaluation."""
+        raise TypeError(f"{type(self).__name__} defines no student")
+
+    def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
+        """The student's answer to the change from ``x_key`` to ``x``."""
+        return self.student_of(x) - self.student_of(x_key)
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The output in the current pass."""
+        tape = self._tape[0]
+        if tape.mode is Pass.PLAIN:
+            return self.teacher_of(x)
+        key = tape.key(self.label)
+        if tape.form == "telescoped":
+            return self._telescoped(tape, key, x)
+        return self._published(tape, key, x)
+
+    def _telescoped(self, tape: Tape, key: str, x: Tensor) -> Tensor:
+        if tape.mode is Pass.DELTA:
+            return self.student_of(x) + tape.state[key]
+        z = self.teacher_of(x)
+        tape.state[key] = z - self.student_of(x)
+        return z
+
+    def _published(self, tape: Tape, key: str, x: Tensor) -> Tensor:
+        x_key, z_key = f"{key}.x", f"{key}.z"
+        if tape.mode is Pass.DELTA:
+            change = self.change_of(x, tape.state[x_key])
+            tape.changes[key] = change
+            return tape.state[z_key] + change
+        z = self.teacher_of(x)
+        if tape.mode is Pass.KEYFRAME:
+            tape.state[x_key], tape.state[z_key] = x, z
+        else:
+            tape.changes[key] = z - tape.state[z_key]
+        return z
+
+
+class DeltaConv2d(nn.Conv2d, Joined):
+    """A teacher convolution (its own ``weight`` and ``bias``) with its student candidates, linear and free of bias.
 
     It stays an ``nn.Conv2d``, so that a network that reads its layers' attributes goes on working.
     """
@@ -92,43 +144,52 @@ class DeltaConv2d(nn.Conv2d):
                 self.g_full = None
             self.g_gate = None
 
-    def change(self, x: Tensor) -> Tensor:
-        """Student of ``x``: the gated choice in training, the chosen candidate otherwise."""
+    def teacher_of(self, x: Tensor) -> Tensor:
+        """The teacher layer."""
+        return nn.Conv2d.forward(self, x)
+
+    def student_of(self, x: Tensor) -> Tensor:
+        """The chosen candidate of ``x``."""
+        return self.student(x)
+
+    def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
+        """One pass over the difference, as published; in training both candidates under the gate."""
+        dx = x - x_key
         if self.g_gate is not None and self.training:
             assert self.g_full is not None and self.g_low is not None
             gate = self.g_gate()
-            return gate * self.g_full(x) + (1 - gate) * self.g_low(x)
-        return self.student(x)
+            return gate * self.g_full(dx) + (1 - gate) * self.g_low(dx)
+        return self.student(dx)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output in the current pass."""
-        tape = self._tape[0]
-        if tape.mode is Pass.PLAIN:
-            return super().forward(x)
-        key = tape.key(self.label)
-        if tape.form == "telescoped":
-            return self._telescoped(tape, key, x)
-        return self._published(tape, key, x)
+        return self.joined(x)
 
-    def _telescoped(self, tape: Tape, key: str, x: Tensor) -> Tensor:
-        if tape.mode is Pass.DELTA:
-            return self.student(x) + tape.state[key]
-        z = super().forward(x)
-        tape.state[key] = z - self.student(x)
-        return z
 
-    def _published(self, tape: Tape, key: str, x: Tensor) -> Tensor:
-        x_key, z_key = f"{key}.x", f"{key}.z"
-        if tape.mode is Pass.DELTA:
-            change = self.change(x - tape.state[x_key])
-            tape.changes[key] = change
-            return tape.state[z_key] + change
-        z = super().forward(x)
-        if tape.mode is Pass.KEYFRAME:
-            tape.state[x_key], tape.state[z_key] = x, z
-        else:
-            tape.changes[key] = z - tape.state[z_key]
-        return z
+class DeltaBlock(nn.Module, Joined):
+    """A block of the teacher (several layers) with a narrower block as its student, joined where both end.
+
+    The student may be nonlinear: the difference is of its outputs, z_t = s(x_t) + z_0 - s(x_0). Fewer joins than one a
+    layer mean less state to read and fewer additions that an engine cannot fuse.
+    """
+
+    def __init__(self, block: nn.Module, label: str, tape: Tape, student: nn.Module) -> None:
+        super().__init__()
+        self.block, self.g_block = block, student
+        self.label = label
+        self._tape = [tape]
+
+    def teacher_of(self, x: Tensor) -> Tensor:
+        """The teacher's block."""
+        return self.block(x)
+
+    def student_of(self, x: Tensor) -> Tensor:
+        """The student's block."""
+        return self.g_block(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output in the current pass."""
+        return self.joined(x)
 
 
 class DeltaNet(StepPair):
@@ -151,7 +212,7 @@ class DeltaNet(StepPair):
 
     @property
     def layers(self) -> list[DeltaConv2d]:
-        """The converted layers, each once."""
+        """The converted single layers, each once."""
         return [m for m in self.network.modules() if isinstance(m, DeltaConv2d)]
 
     def run(self, mode: Pass, x: Tensor, state: State, form: Form | None = None) -> tuple[Tensor, State]:

@@ -11,6 +11,7 @@ from edge_sdk.settings import Settings
 from edge_sdk.tasks.base import TaskSpec
 
 Positive = Annotated[int, Field(gt=0)]
+RankRule = Literal["out", "min"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -155,3 +156,118 @@ class TrainRecipe(Settings):
         if self.loss.source != "labels" and self.teacher is None:
             raise ValueError(f"loss.source '{self.loss.source}' needs a 'teacher'")
         return self
+
+
+class DeltaSettings(Settings):
+    """How a teacher becomes a delta network.
+
+    Args:
+        gamma: compression of the low-rank candidate (4 for segmentation, 16 for detection, as published).
+        rank_rule: see :func:`edge_sdk.distill.candidates.rank_of`.
+        candidates: ``both`` with a gate (published), or one of the two for every layer.
+        skip_first, skip_last: convolutions left as they are at either end, in the order they run.
+        include, exclude: patterns (``*`` matches anything) over layer names; exclude wins.
+        full: patterns over layer names that get the full candidate alone.
+        rank_multiple: raise every rank to a multiple of this (1 as published; 16 suits ONNX Runtime's channel blocks).
+        blocks: patterns over module names; such a module gets one student for all its layers, joined at its output.
+    """
+
+    gamma: Annotated[int, Field(ge=2)] = 4
+    rank_rule: RankRule = "out"
+    candidates: Literal["both", "full", "low_rank"] = "both"
+    skip_first: Annotated[int, Field(ge=0)] = 1
+    skip_last: Annotated[int, Field(ge=0)] = 1
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+    rank_multiple: Annotated[int, Field(ge=1)] = 1
+    blocks: tuple[str, ...] = ()
+
+
+class Motion(Settings):
+    """Random camera motion that turns a still into a pair; every amount is per frame of gap.
+
+    Args:
+        shift: translation, as a share of the frame's side.
+        zoom: relative change of scale; forward motion enlarges later frames.
+        turn: rotation in degrees.
+        parallax: how much nearby things move more than distant ones, 0 to 1: the motion is scaled by a smooth random
+            field between ``1 - parallax`` and ``1 + parallax``.
+        light: relative change of brightness.
+    """
+
+    shift: Share = 0.006
+    zoom: Share = 0.01
+    turn: Annotated[float, Field(ge=0)] = 0.15
+    parallax: Share = 0.8
+    light: Share = 0.004
+
+
+class PairData(Settings):
+    """Where pairs of frames come from.
+
+    Args:
+        video: sources of consecutive frames; both frames of a pair are real.
+        stills: sources of unrelated frames; the first frame of a pair is the second one under random camera motion.
+        max_gap: largest distance in frames between the two; drawn evenly from 1 for every pair.
+        motion: for ``stills``.
+    """
+
+    video: tuple[str, ...] = ()
+    stills: tuple[str, ...] = ()
+    max_gap: Positive = 9
+    motion: Motion = Motion()
+
+    @model_validator(mode="after")
+    def _some(self) -> PairData:
+        if not self.video and not self.stills:
+            raise ValueError("expected sources under 'video' or 'stills'")
+        return self
+
+
+class DeltaLoss(Settings):
+    """Weights of the three losses: total = task + feature * features + cost * cost (PAPERS: alpha and beta).
+
+    Args:
+        feature: alpha (0.01 for segmentation as published).
+        feature_until: share of the training after which the feature loss is off (a third, as published).
+        feature_scale: ``mean``: one constant, the inverse of the first step's mean; ``layer``: the same for each layer;
+            ``none``.
+        cost: beta, on the share of full candidates (0.1 as published).
+        cost_by: weight of each layer in the cost: its multiply-accumulates, or the same for all.
+    """
+
+    task: TaskLoss = TaskLoss(source="both")
+    feature: Annotated[float, Field(ge=0)] = 0.01
+    feature_until: Share = 1 / 3
+    feature_scale: Literal["mean", "layer", "none"] = "mean"
+    cost: Annotated[float, Field(ge=0)] = 0.1
+    cost_by: Literal["macs", "uniform"] = "macs"
+
+
+class DistillRecipe(Settings):
+    """``edge-sdk distill``: a delta student from a trained teacher.
+
+    Args:
+        out: folder for checkpoints and the result, ``student.pt``.
+        teacher: the trained network.
+        delta: which layers get which students.
+        data: pairs of frames.
+        validation: labelled sources of consecutive frames; measured at every interval in ``intervals``.
+        teacher_lr: learning rate of the teacher's own weights as a share of the student's (0.1 as published); 0 keeps
+            the teacher as it is.
+    """
+
+    out: Path
+    teacher: ModuleSettings
+    task: TaskSpec
+    delta: DeltaSettings = DeltaSettings()
+    data: PairData
+    validation: tuple[str, ...] = ()
+    intervals: tuple[Positive, ...] = (5, 10)
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment(scale=(1.0, 1.6))
+    loss: DeltaLoss = DeltaLoss()
+    optimiser: Optimiser = Optimiser()
+    teacher_lr: Share = 0.0
+    loop: LoopSettings

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from edge_sdk.errors import ConversionError
+
 
 @dataclass
 class ConvUse:
@@ -51,6 +53,37 @@ class _Consumers(TorchFunctionMode):
             for key in used & self.watched.keys():
                 self.watched[key] += 1
         return out
+
+
+def check_blocks(network: nn.Module, example: Tensor, blocks: dict[str, nn.Module]) -> None:
+    """Run ``network`` and refuse blocks that are not called exactly once, from one tensor to one tensor.
+
+    Raises:
+        ConversionError: naming the block and how it is called.
+    """
+    calls: dict[str, list[str]] = {name: [] for name in blocks}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(out, Tensor)
+            calls[name].append("" if plain else "not from one tensor to one tensor")
+
+        return hook
+
+    hooks = [block.register_forward_hook(watch(name), with_kwargs=True) for name, block in blocks.items()]
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, seen in calls.items():
+        if seen != [""]:
+            how = f"called {len(seen)} times" if len(seen) != 1 else seen[0]
+            raise ConversionError(
+                f"'delta.blocks': expected '{name}' to be called once, from one tensor to one tensor; it is {how}.",
+                hint="Leave it out of delta.blocks; its convolutions are then converted one by one.",
+            )
 
 
 def survey(network: nn.Module, example: Tensor) -> list[ConvUse]:

@@ -27,6 +27,10 @@ class TrainReport:
     checkpoint: str
     figures: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
 
 class _FrameObjective(Objective):
     """Loss of a per-frame network."""
@@ -94,7 +98,7 @@ def train_teacher(recipe: TrainRecipe, *, progress: Progress | None = None, resu
         RecipeError: the data or the factory cannot be used.
         ShapeError: the network's output is not class logits.
     """
-    task = recipe.task
+    task, commit = recipe.task, commit_of_sources()
     frames = FrameSet.read(recipe.data, labelled=recipe.loss.source != "teacher", task=task)
     held_out = FrameSet.read(recipe.validation, labelled=True, task=task) if recipe.validation else None
     torch.manual_seed(recipe.loop.seed)
@@ -126,11 +130,7 @@ def train_teacher(recipe: TrainRecipe, *, progress: Progress | None = None, resu
         validate=(lambda: {"miou": frame_miou(network, to_input, held_out, task)}) if held_out else None,
     )  # fmt: skip
     path = recipe.out / "model.pt"
-    meta = {"recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit_of_sources()}
+    meta = {"kind": "per_frame", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit}
     save_checkpoint(path, {"state_dict": {k: v.contiguous() for k, v in network.state_dict().items()}, "meta": meta})
     return TrainReport(str(path), figures)
 
-
-def report_json(report: TrainReport) -> dict[str, Any]:
-    """A report as plain values."""
-    return asdict(report)

@@ -1,0 +1,240 @@
+"""``edge-sdk export``: a method's two steps as ONNX graphs, checked against torch, in a bundle."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from edge_sdk.bundle import Bundle, Manifest, StepsSpec, StepSpec, state_input, state_output, write_bundle
+from edge_sdk.compile.graphs import Decoder, StepGraph
+from edge_sdk.compile.recipes import ExportRecipe
+from edge_sdk.distill.convert import network_macs
+from edge_sdk.distill.distil import load_student
+from edge_sdk.distill.frames import FrameToInput
+from edge_sdk.distill.loop import Progress, Silent, commit_of_sources
+from edge_sdk.distill.modules import load_module, read_checkpoint
+from edge_sdk.distill.recipes import Preprocess, TrainRecipe
+from edge_sdk.distill.steps import PerFrame, StepPair
+from edge_sdk.distill.train import check_logits
+from edge_sdk.errors import CheckpointError, ConversionError, EngineError
+from edge_sdk.optional import require
+from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule
+from edge_sdk.settings import parse_settings
+from edge_sdk.tasks.base import TaskSpec
+from edge_sdk.tensors import TensorSpec
+
+FRAME, ANSWER = "frame", "mask"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A pair of steps and what is known of it."""
+
+    pair: StepPair
+    task: TaskSpec
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+
+
+def load_origin(recipe: ExportRecipe) -> Origin:
+    """The trained steps that a recipe names.
+
+    Raises:
+        CheckpointError: the checkpoint was written by something else.
+    """
+    if recipe.module is not None:
+        assert recipe.task is not None  # the recipe's own check
+        network = load_module(recipe.module)
+        return Origin(PerFrame(network), recipe.task, recipe.preprocess, {"module": recipe.module.model_dump(mode="json")})
+    assert recipe.checkpoint is not None
+    meta = read_checkpoint(recipe.checkpoint).get("meta")
+    kind = meta.get("kind") if isinstance(meta, dict) else None
+    if kind == "delta":
+        net, distilled, known = load_student(recipe.checkpoint)
+        return Origin(net, distilled.task, distilled.preprocess, known)
+    if kind == "per_frame":
+        assert isinstance(meta, dict)
+        trained = parse_settings(meta["recipe"], TrainRecipe, f"recipe in {recipe.checkpoint}")
+        network = load_module(trained.module.model_copy(update={"checkpoint": recipe.checkpoint}))
+        return Origin(PerFrame(network), trained.task, trained.preprocess, meta)
+    raise CheckpointError(
+        f"checkpoint {recipe.checkpoint}: expected one written by edge-sdk train or distill.",
+        hint="For other checkpoints give 'module' (factory and checkpoint), 'task' and 'preprocess' in the recipe.",
+    )
+
+
+def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
+    """Export a bundle.
+
+    Raises:
+        ConversionError: torch cannot write the network as ONNX.
+        EngineError: ONNX Runtime refuses a graph or disagrees with torch by more than the tolerance.
+    """
+    progress = progress or Silent()
+    origin = load_origin(recipe)
+    pair = origin.pair.eval()
+    size = origin.preprocess.size_hw or recipe.frame_hw
+    if not pair.has_delta:
+        check_logits(pair.network, size, len(origin.task.classes), "network")  # type: ignore[arg-type]
+    steps = ["keyframe", *(["delta"] if pair.has_delta else [])]
+    frame = torch.from_numpy(_test_frames(recipe.frame_hw, 1)[0])
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        graphs = _step_graphs(pair, origin.preprocess, recipe, frame)
+        files: dict[str, Path | bytes] = {}
+        specs: dict[str, StepSpec] = {}
+        for index, name in enumerate(steps):
+            progress.update("export", index, len(steps) + 1)
+            graph, inputs = graphs[name]
+            file = Path(folder) / f"{name}.onnx"
+            _write_onnx(graph, inputs, file, recipe.opset)
+            specs[name] = _step_spec(file, _macs(graph, inputs))
+            files[file.name] = file
+        progress.update("export", len(steps), len(steps) + 1)
+        agreement = _compare(graphs, files, recipe)
+        progress.update("export", len(steps) + 1, len(steps) + 1)
+        manifest = _manifest(recipe, origin, specs, agreement)
+        return write_bundle(recipe.out, manifest, files)
+
+
+def _step_graphs(
+    pair: StepPair, preprocess: Preprocess, recipe: ExportRecipe, frame: Tensor
+) -> dict[str, tuple[StepGraph, tuple[Tensor, ...]]]:
+    """Each step with example inputs; the delta's state is the one that the keyframe step writes."""
+    to_input, decoder = FrameToInput(preprocess), Decoder(recipe.frame_hw, recipe.decode_stride)
+    keyframe = StepGraph(pair, "keyframe", to_input, decoder, (), matmul_resize=recipe.matmul_resize).eval()
+    _, *state = keyframe(frame)
+    graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]] = {"keyframe": (keyframe, (frame,))}
+    if pair.has_delta:
+        delta = StepGraph(pair, "delta", to_input, decoder, keyframe.writes, matmul_resize=recipe.matmul_resize).eval()
+        delta(frame, *state)
+        graphs["delta"] = (delta, (frame, *state))
+    return graphs
+
+
+def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset: int) -> None:
+    """Write, fold constants, check."""
+    names_in = [FRAME, *(state_input(n) for n in graph.reads)]
+    names_out = [ANSWER, *(state_output(n) for n in graph.writes)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            torch.onnx.export(
+                graph, inputs, str(file), dynamo=True, external_data=False, verbose=False, opset_version=opset,
+                input_names=names_in, output_names=names_out,
+            )  # fmt: skip
+    except Exception as error:  # torch.onnx raises whatever the network's operators make it raise
+        reason = str(error).strip().split("\n")[0]
+        raise ConversionError(
+            f"{graph.step} step: torch cannot write it as ONNX: {reason}.",
+            hint="Try another 'opset', or replace the operator named above in the network.",
+        ) from error
+    model = onnx.load(str(file))
+    slim = require("onnxslim", "exporting").slim(model)
+    onnx.checker.check_model(slim, full_check=True)
+    onnx.save(slim, str(file))
+
+
+def _macs(graph: StepGraph, inputs: tuple[Tensor, ...]) -> int:
+    # Resizing is counted as no multiply-accumulates, whichever way it is written.
+    plain = StepGraph(graph.pair, graph.step, graph.to_input, graph.decoder, graph.reads, matmul_resize=False)
+    return network_macs(plain.eval(), *inputs)
+
+
+def _step_spec(file: Path, macs: int) -> StepSpec:
+    graph = onnx.load(str(file)).graph
+
+    def spec(value: Any) -> TensorSpec:
+        kind = value.type.tensor_type
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+        return TensorSpec(name=value.name, shape=tuple(d.dim_value for d in kind.shape.dim), dtype=dtype)
+
+    return StepSpec(
+        graph=file.name, inputs=tuple(map(spec, graph.input)), outputs=tuple(map(spec, graph.output)), macs=macs
+    )
+
+
+def _test_frames(frame_hw: tuple[int, int], count: int) -> list[np.ndarray]:
+    """Frames (H, W, 3) uint8 with structure at several scales, the same every time."""
+    rng = np.random.default_rng(0)
+    height, width = frame_hw
+    frames = []
+    for _ in range(count):
+        out = np.zeros((height, width, 3), np.float32)
+        for cell in (64, 16, 4, 1):
+            noise = rng.uniform(0, 64, (-(-height // cell), -(-width // cell), 3))
+            out += np.kron(noise, np.ones((cell, cell, 1)))[:height, :width]
+        frames.append(out.astype(np.uint8))
+    return frames
+
+
+def _compare(
+    graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]], files: dict[str, Path | bytes], recipe: ExportRecipe
+) -> dict[str, float]:
+    """Run both steps in torch and ONNX Runtime on the same frames.
+
+    Returns:
+        worst relative difference of a state tensor and worst share of differing mask pixels.
+
+    Raises:
+        EngineError: a difference exceeds the tolerance.
+    """
+    ort = require("onnxruntime", "checking an export")
+    worst = {"state": 0.0, "mask": 0.0}
+    frames = _test_frames(recipe.frame_hw, 3)
+    state: list[Tensor] = []
+    for name, (graph, _) in graphs.items():
+        session = ort.InferenceSession(str(files[f"{name}.onnx"]), providers=["CPUExecutionProvider"])
+        for image in frames[:1] if name == "keyframe" else frames:
+            inputs = (torch.from_numpy(image), *(state if graph.reads else ()))
+            expected = graph(*inputs)
+            names = [node.name for node in session.get_inputs()]
+            found = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
+            worst["mask"] = max(worst["mask"], float((found[0] != expected[0].numpy()).mean()))
+            for mine, theirs in zip(found[1:], expected[1:], strict=True):
+                limit = max(float(theirs.abs().max()), 1e-6)
+                worst["state"] = max(worst["state"], float(np.abs(mine - theirs.numpy()).max()) / limit)
+            if name == "keyframe":
+                state = list(expected[1:])
+    for what, value in worst.items():
+        if not value <= recipe.tolerance:
+            raise EngineError(
+                f"export: ONNX Runtime and torch differ in the {what} by {value:.2e}, allowed are {recipe.tolerance:.0e}.",
+                hint="Look for an operator that behaves differently in ONNX, or raise 'tolerance' knowingly.",
+            )
+    return worst
+
+
+def _manifest(
+    recipe: ExportRecipe, origin: Origin, specs: dict[str, StepSpec], agreement: dict[str, float]
+) -> Manifest:
+    delta = specs.get("delta")
+    state = tuple(
+        TensorSpec(name=spec.name.removeprefix(state_input("")), shape=spec.shape, dtype=spec.dtype)
+        for spec in (delta.inputs if delta is not None else ())
+        if spec.name != FRAME
+    )
+    default = EverySchedule(interval=5) if delta is not None else AlwaysSchedule()
+    return Manifest(
+        name=recipe.name or recipe.out.name,
+        method=origin.pair.method,
+        task=origin.task,
+        frame=TensorSpec(name=FRAME, shape=(*recipe.frame_hw, 3), dtype="uint8"),
+        steps=StepsSpec(keyframe=specs["keyframe"], delta=delta),
+        state=state,
+        schedule=recipe.schedule or default,
+        provenance={
+            "export": recipe.model_dump(mode="json"), "commit": commit_of_sources(), "training": origin.provenance,
+            "torch_and_onnxruntime_differ": agreement,
+            "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+        },
+    )  # fmt: skip

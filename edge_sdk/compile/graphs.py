@@ -1,0 +1,122 @@
+"""Step graphs as modules: camera frame in, decoded answer out, with one of a method's two steps between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edge_sdk.distill.frames import FrameToInput
+from edge_sdk.distill.steps import State, StepPair
+
+
+class Decoder(nn.Module):
+    """Class logits (1, C, h, w) to a class mask (H, W) uint8 at frame size.
+
+    Args:
+        size_hw: frame size.
+        stride: the answer is computed for every ``stride``-th pixel and repeated between; 1 decides every pixel.
+    """
+
+    def __init__(self, size_hw: tuple[int, int], stride: int) -> None:
+        super().__init__()
+        self.size_hw, self.stride = size_hw, stride
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The mask of ``logits``."""
+        height, width = self.size_hw
+        step = self.stride
+        small = (-(-height // step), -(-width // step))
+        mask = F.interpolate(logits, size=small, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)[0]
+        if step > 1:
+            # Repeating by broadcast: engines run it as a copy, where a resize of bytes is slow or missing.
+            mask = mask[:, None, :, None].expand(small[0], step, small[1], step)
+            mask = mask.reshape(small[0] * step, small[1] * step)[:height, :width]
+        return mask
+
+
+class StepGraph(nn.Module):
+    """One step as it is exported: ``forward(frame, *state) -> (mask, *written state)``.
+
+    Args:
+        pair: the method.
+        step: ``keyframe`` or ``delta``.
+        to_input, decoder: the nodes before and after the network.
+        reads: names of the state tensors, in the order in which they are given.
+        matmul_resize: write bilinear resizing as two matrix products, see :class:`BilinearAsMatmul`.
+    """
+
+    def __init__(
+        self, pair: StepPair, step: str, to_input: FrameToInput, decoder: Decoder, reads: Sequence[str],
+        *, matmul_resize: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.pair, self.step = pair, step
+        self.to_input, self.decoder = to_input, decoder
+        self.reads = tuple(reads)
+        self.writes: tuple[str, ...] = ()
+        self.matmul_resize = matmul_resize
+
+    def forward(self, frame: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Run the step on ``frame`` (H, W, 3) uint8 BGR."""
+        if self.matmul_resize:
+            with BilinearAsMatmul():
+                return self._run(frame, state)
+        return self._run(frame, state)
+
+    def _run(self, frame: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = self.to_input(frame[None])
+        written: State
+        if self.step == "keyframe":
+            logits, written = self.pair.keyframe(x)
+        else:
+            logits, written = self.pair.delta(x, dict(zip(self.reads, state, strict=True)))
+        self.writes = tuple(written)
+        return (self.decoder(logits), *written.values())
+
+
+class BilinearAsMatmul(TorchFunctionMode):
+    """Writes bilinear resizing to a fixed size as two products with constant matrices: exact, and on CPUs several times
+    faster than the resize kernels of inference engines."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.interpolate:
+            out = self._resize(*args, **kwargs)
+            if out is not None:
+                return out
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _resize(
+        x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
+        align_corners: bool | None = None, recompute_scale_factor: bool | None = None, antialias: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        if mode != "bilinear" or antialias or size is None or x.ndim != 4:
+            return None
+        out_h, out_w = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        rows = _weights(int(x.shape[-2]), out_h, align_corners, x)
+        columns = _weights(int(x.shape[-1]), out_w, align_corners, x)
+        # The narrow axis first: the product in between stays small.
+        return torch.matmul(rows, torch.matmul(x, columns.T))
+
+
+def _weights(size: int, out: int, align_corners: bool | None, like: Tensor) -> Tensor:
+    """Matrix (out, size) that resizes one axis linearly."""
+    scale = (size - 1) / (out - 1) if align_corners and out > 1 else size / out
+    rows: list[list[float]] = []
+    for index in range(out):
+        place = index * scale if align_corners else max((index + 0.5) * scale - 0.5, 0.0)
+        low = min(int(place), size - 1)
+        share = min(place - low, 1.0)
+        row = [0.0] * size
+        row[low] += 1 - share
+        row[min(low + 1, size - 1)] += share
+        rows.append(row)
+    return torch.tensor(rows, dtype=like.dtype, device=like.device)

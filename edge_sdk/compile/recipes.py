@@ -1,0 +1,53 @@
+"""Settings of ``edge-sdk export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from edge_sdk.distill.recipes import ModuleSettings, Positive, Preprocess
+from edge_sdk.runtime.schedule import ScheduleSettings
+from edge_sdk.settings import Settings
+from edge_sdk.tasks.base import TaskSpec
+
+
+class ExportRecipe(Settings):
+    """From trained weights to a bundle of step graphs.
+
+    Give either ``checkpoint`` (what ``edge-sdk train`` or ``edge-sdk distill`` wrote; it knows its network, task and
+    preprocessing) or ``module``, ``task`` and ``preprocess`` for a network trained elsewhere.
+
+    Args:
+        out: the bundle's folder.
+        name: name of the bundle; ``None`` takes the folder's.
+        frame_hw: height and width of the camera's frames, in pixels.
+        decode_stride: decide the class of every pixel (1), or of every second one (2), ..., repeated between.
+        matmul_resize: write bilinear resizing as matrix products, exact and faster on CPUs.
+        schedule: the bundle's default schedule; ``None``: a keyframe every 5 frames, or always where there is no delta.
+        opset: ONNX operator set.
+        tolerance: largest difference between torch and ONNX Runtime in a state tensor, relative to its largest value;
+            masks may differ on the same share of pixels.
+    """
+
+    out: Path
+    name: str | None = None
+    checkpoint: Path | None = None
+    module: ModuleSettings | None = None
+    task: TaskSpec | None = None
+    preprocess: Preprocess = Preprocess()
+    frame_hw: tuple[Positive, Positive]
+    decode_stride: Annotated[int, Field(ge=1, le=8)] = 1
+    matmul_resize: bool = True
+    schedule: ScheduleSettings | None = None
+    opset: Annotated[int, Field(ge=17, le=21)] = 18
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ExportRecipe:
+        if (self.checkpoint is None) == (self.module is None):
+            raise ValueError("expected either 'checkpoint' or 'module', not both and not neither")
+        if self.module is not None and self.task is None:
+            raise ValueError("'module' needs a 'task'")
+        return self

@@ -1,0 +1,220 @@
+"""``edge-sdk distill``: train the students of a delta network on pairs of frames."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
+from edge_sdk.distill.delta import DeltaNet, Pass
+from edge_sdk.distill.frames import FrameSet, FrameToInput
+from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit
+from edge_sdk.distill.losses import SegmentationLoss
+from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
+from edge_sdk.distill.pairs import PairSampler
+from edge_sdk.distill.recipes import DeltaLoss, DistillRecipe, Optimiser
+from edge_sdk.distill.steps import State
+from edge_sdk.distill.train import check_logits, mask_of
+from edge_sdk.errors import CheckpointError
+from edge_sdk.settings import parse_settings
+from edge_sdk.tasks import Segmentation, task_from_spec
+from edge_sdk.tasks.base import TaskSpec
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """What a distillation left: the student's path, its last figures and what became of each layer."""
+
+    checkpoint: str
+    figures: dict[str, float]
+    layers: tuple[LayerReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+class PairObjective(Objective):
+    """Task, feature and cost loss of one batch of pairs (arXiv 2203.09594, section 3).
+
+    Three passes: the teacher on the earlier frame (writing the state), the teacher on the later frame (each layer's true
+    change, and its output), the student on the later frame.
+    """
+
+    scale: Tensor
+    seen: Tensor
+
+    def __init__(
+        self, net: DeltaNet, to_input: FrameToInput, loss: DeltaLoss, task_loss: SegmentationLoss,
+        layers: tuple[LayerReport, ...], *, feature_steps: int, teacher_lr: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.net, self.to_input, self.settings, self.task_loss = net, to_input, loss, task_loss
+        self.feature_steps, self.teacher_lr = feature_steps, teacher_lr
+        share = {row.name: float(row.macs) if loss.cost_by == "macs" else 1.0 for row in layers}
+        gated = [layer for layer in net.layers if layer.g_gate is not None]
+        total = sum(share[layer.label] for layer in gated)
+        self.cost_share = {layer.label: share[layer.label] / total for layer in gated}
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(_is_student(name) or teacher_lr > 0)
+        # Inverse feature loss of the first step, for all layers or for each; zero while it is not known.
+        joins = sum(1 for m in net.modules() if hasattr(m, "student_of"))
+        self.register_buffer("scale", torch.zeros(joins if loss.feature_scale == "layer" else 1))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def groups(self, optimiser: Optimiser) -> list[dict[str, Any]]:
+        """Students and gates at the full rate, the teacher at its share of it, without weight decay on either gate."""
+        named = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
+        groups = [{"params": [p for n, p in named if _is_student(n)], "lr": optimiser.lr}]
+        if self.teacher_lr > 0:
+            teacher = [p for n, p in named if not _is_student(n)]
+            groups.append({"params": teacher, "lr": optimiser.lr * self.teacher_lr})
+        return groups
+
+    def train(self, mode: bool = True) -> PairObjective:
+        """Training mode for the students; norms that could not be folded keep the teacher's statistics."""
+        super().train(mode)
+        for module in self.net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and its parts."""
+        first, later = self.to_input(batch["first"]), self.to_input(batch["frame"])
+        state: State = {}
+        with torch.set_grad_enabled(self.teacher_lr > 0):
+            self.net.run(Pass.KEYFRAME, first, state, "published")
+        with torch.no_grad():
+            teacher_logits, true_change = self.net.run(Pass.REFERENCE, later, state, "published")
+        logits, change = self.net.run(Pass.DELTA, later, state, "published")
+        task = self.task_loss(logits, batch["mask"].long(), teacher_logits)
+        feature = self._feature(change, true_change) if int(self.seen) < self.feature_steps else task.new_zeros(())
+        cost = self._cost(task)
+        self.seen += int(self.training)
+        total = task + self.settings.feature * feature + self.settings.cost * cost
+        return total, {"task": task.detach(), "feature": feature.detach(), "cost": cost.detach()}
+
+    def _feature(self, change: State, true_change: State) -> Tensor:
+        errors = torch.stack([(change[key] - true_change[key]).square().mean() for key in change])
+        if self.settings.feature_scale == "none":
+            return errors.mean()
+        per_layer = self.settings.feature_scale == "layer"
+        if not bool(self.scale.any()):
+            first = errors.detach() if per_layer else errors.detach().mean()
+            self.scale.copy_(1 / first.clamp(min=1e-12))
+        return (errors * self.scale).mean()
+
+    def _cost(self, like: Tensor) -> Tensor:
+        cost = like.new_zeros(())
+        for layer in self.net.layers:
+            if layer.g_gate is not None:
+                cost = cost + torch.sigmoid(layer.g_gate.logit) * self.cost_share[layer.label]
+        return cost
+
+
+def _is_student(name: str) -> bool:
+    return any(part.startswith("g_") for part in name.split("."))
+
+
+def stream_miou(
+    net: DeltaNet, to_input: FrameToInput, frames: FrameSet, task: TaskSpec, interval: int
+) -> float:
+    """mIoU of the pair over labelled clips with a keyframe every ``interval`` frames, each clip from a keyframe on."""
+    score = task_from_spec(task).score()
+    device = next(net.parameters()).device
+    was_training = net.training
+    net.eval()
+    with torch.no_grad():
+        for start, stop in frames.clips:
+            state: State = {}
+            for index in range(start, stop):
+                x = to_input(torch.from_numpy(frames.images[index])[None].to(device))
+                if (index - start) % interval == 0:
+                    logits, state = net.keyframe(x)
+                else:
+                    logits, _ = net.delta(x, state)
+                mask = frames.masks[index]
+                if mask is not None:
+                    score.update(Segmentation(mask_of(logits, mask.shape)), Segmentation(mask))
+    net.train(was_training)
+    return score.compute()[score.primary]
+
+
+def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: bool = True) -> DistillReport:
+    """Distil a delta student and write ``student.pt``.
+
+    Raises:
+        RecipeError: data, factory or checkpoint cannot be used.
+        ConversionError: nothing in the teacher can be converted.
+    """
+    task, labelled = recipe.task, recipe.loss.task.source == "labels"
+    commit = commit_of_sources()
+    sampler = PairSampler(recipe.data, recipe.augment, task, recipe.loop.batch, labelled=labelled)
+    held_out = FrameSet.read(recipe.validation, labelled=True, task=task) if recipe.validation else None
+    to_input = FrameToInput(recipe.preprocess)
+    crop_hw = recipe.preprocess.size_hw or recipe.augment.crop_hw or sampler.frames.size_hw
+    teacher = load_module(recipe.teacher)
+    check_logits(teacher, crop_hw, len(task.classes), recipe.teacher.factory)
+    torch.manual_seed(recipe.loop.seed)
+    conversion = to_delta(teacher, torch.zeros(1, 3, *crop_hw), recipe.delta)
+    net = conversion.net
+    task_loss = SegmentationLoss(recipe.loss.task, task.ignore_label, sampler.frames.class_share(len(task.classes)))
+    objective = PairObjective(
+        net, to_input, recipe.loss, task_loss, conversion.layers, teacher_lr=recipe.teacher_lr,
+        feature_steps=round(recipe.loss.feature_until * recipe.loop.steps),
+    )  # fmt: skip
+
+    def table() -> dict[str, float]:
+        assert held_out is not None
+        return {f"miou_k{k}": stream_miou(net, to_input, held_out, task, k) for k in (1, *recipe.intervals)}
+
+    figures = fit(
+        objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
+        identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
+        validate=table if held_out else None, progress=progress, resume=resume,
+    )  # fmt: skip
+    path = recipe.out / "student.pt"
+    meta = {
+        "kind": "delta", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
+        "example_hw": list(crop_hw),
+    }  # fmt: skip
+    save_checkpoint(path, {"state_dict": net.network.state_dict(), "meta": meta})
+    return DistillReport(str(path), figures, _with_choices(conversion))
+
+
+def _with_choices(conversion: Conversion) -> tuple[LayerReport, ...]:
+    """The layer table with the gates' choices."""
+    choices = {layer.label: layer for layer in conversion.net.layers if layer.g_gate is not None}
+    rows = []
+    for row in conversion.layers:
+        gate = choices[row.name].g_gate if row.name in choices else None
+        if gate is not None:
+            macs = row.macs if gate.full else row.student_macs
+            row = LayerReport(row.name, True, "full" if gate.full else "low rank", row.macs, macs)
+        rows.append(row)
+    return tuple(rows)
+
+
+def load_student(path: Any) -> tuple[DeltaNet, DistillRecipe, dict[str, Any]]:
+    """The deployed pair in a ``student.pt``, its recipe, and the checkpoint's meta data.
+
+    Raises:
+        CheckpointError: the file is no student of ``edge-sdk distill``.
+    """
+    content = read_checkpoint(path)
+    meta = content.get("meta")
+    if not isinstance(meta, dict) or meta.get("kind") != "delta":
+        raise CheckpointError(
+            f"checkpoint {path}: expected a student written by edge-sdk distill, found none.",
+            hint="Give the student.pt of a distillation.",
+        )
+    recipe = parse_settings(meta["recipe"], DistillRecipe, f"recipe in {path}")
+    teacher = make_module(recipe.teacher)
+    net = to_delta(teacher, torch.zeros(1, 3, *meta["example_hw"]), recipe.delta).net
+    fill_module(net.network, content["state_dict"], path)
+    return net.keep_choices().eval(), recipe, meta  # type: ignore[return-value]
+

@@ -1,0 +1,84 @@
+"""Pairs of neighbouring frames: from video, or from stills under random camera motion."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from edge_sdk.distill.frames import FrameSet, View
+from edge_sdk.distill.loop import Batch
+from edge_sdk.distill.recipes import Augment, Motion, PairData
+from edge_sdk.errors import RecipeError
+from edge_sdk.tasks.base import TaskSpec
+
+
+class PairSampler:
+    """Draws batches of pairs: the earlier frame, the later frame and the later frame's label.
+
+    Args:
+        data: sources and largest gap.
+        augment: one crop, mirror and colour for both frames of a pair.
+        task: its ignore label marks pixels without a label.
+        batch: pairs a batch.
+        labelled: refuse frames without a label.
+
+    Raises:
+        RecipeError: a video source with fewer than two frames, or what :meth:`FrameSet.read` refuses.
+    """
+
+    def __init__(self, data: PairData, augment: Augment, task: TaskSpec, batch: int, *, labelled: bool) -> None:
+        self.data, self.augment, self.task, self.batch = data, augment, task, batch
+        read = (*data.video, *data.stills)
+        self.frames = FrameSet.read(read, labelled=labelled, task=task)
+        clips = self.frames.clips[: len(data.video)]
+        for uri, (start, stop) in zip(data.video, clips, strict=True):
+            if stop - start < 2:
+                raise RecipeError(
+                    f"'data.video': expected at least 2 consecutive frames, {uri} has {stop - start}.",
+                    hint="Single frames belong under data.stills.",
+                )
+        # Later frames of pairs: in a clip every frame but the first, and every still.
+        self._clip_start = {i: start for start, stop in clips for i in range(start + 1, stop)}
+        stills = range(clips[-1][1] if clips else 0, len(self.frames))
+        self._later = np.array([*self._clip_start, *stills])
+
+    def __call__(self, rng: np.random.Generator) -> Batch:
+        """One batch: ``first`` and ``frame`` (N, H, W, 3) uint8 BGR, ``mask`` (N, H, W) uint8, ``gap`` (N,) int64."""
+        rows = [self._pair(rng, int(index)) for index in rng.choice(self._later, self.batch)]
+        first, frame, mask = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3))
+        return {"first": first, "frame": frame, "mask": mask, "gap": torch.tensor([row[3] for row in rows])}
+
+    def _pair(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        later = self.frames.images[index]
+        gap = int(rng.integers(1, self.data.max_gap + 1))
+        if index in self._clip_start:
+            gap = min(gap, index - self._clip_start[index])
+            earlier = self.frames.images[index - gap]
+        else:
+            earlier = moved(later, rng, self.data.motion, gap)
+        view = View(rng, self.augment, self.frames.size_hw)
+        mask = self.frames.masks[index]
+        ignore = self.task.ignore_label
+        known = mask if mask is not None else np.full(self.frames.size_hw, ignore, np.uint8)
+        return view.image(earlier), view.image(later), view.mask(known, ignore), gap
+
+
+def moved(image: np.ndarray, rng: np.random.Generator, motion: Motion, gap: int) -> np.ndarray:
+    """The frame (H, W, 3) uint8 that a moving camera would have seen ``gap`` frames before or after ``image``."""
+    height, width = image.shape[:2]
+    shift = rng.normal(0, motion.shift * gap, 2) * (width, height)
+    # Cameras travel forward more often than back: the earlier frame sees the scene smaller.
+    zoom = np.exp(rng.normal(0.5, 1.0) * motion.zoom * gap)
+    turn = np.deg2rad(rng.normal(0, motion.turn * gap))
+    focus = np.array([width, height]) * rng.uniform(0.3, 0.7, 2)
+    turned = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    offset = np.stack([x, y], -1) - focus
+    flow = offset @ (turned - np.eye(2)).T + shift
+    depth = cv2.resize(rng.uniform(-1, 1, (4, 5)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    flow *= 1 + motion.parallax * np.clip(depth, -1, 1)[..., None]
+    where = (np.stack([x, y], -1) + flow).astype(np.float32)
+    out = cv2.remap(image, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    gain = 1 + rng.normal(0, motion.light * gap)
+    return cv2.convertScaleAbs(out, alpha=gain)
