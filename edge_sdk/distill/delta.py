@@ -101,7 +101,8 @@ class Joined:
             return tape.state[z_key] + change
         z = self.teacher_of(x)
         if tape.mode is Pass.KEYFRAME:
-            tape.state[x_key], tape.state[z_key] = x, z
+            # Copies: what follows may work in place, as activations often do.
+            tape.state[x_key], tape.state[z_key] = x.clone(), z.clone()
         else:
             tape.changes[key] = z - tape.state[z_key]
         return z
