@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from edge_sdk.bundle import Bundle, Manifest, StepsSpec, StepSpec, state_input, state_output, write_bundle
+from edge_sdk.bundle import Bundle, Manifest, StepSpec, StepsSpec, state_input, state_output, write_bundle
 from edge_sdk.compile.graphs import Decoder, StepGraph
 from edge_sdk.compile.recipes import ExportRecipe
 from edge_sdk.distill.convert import network_macs
@@ -25,7 +25,7 @@ from edge_sdk.distill.modules import load_module, read_checkpoint
 from edge_sdk.distill.recipes import Preprocess, TrainRecipe
 from edge_sdk.distill.steps import PerFrame, StepPair
 from edge_sdk.distill.train import check_logits
-from edge_sdk.errors import CheckpointError, ConversionError, EngineError
+from edge_sdk.errors import CheckpointError, ConversionError, EngineError, RecipeError
 from edge_sdk.optional import require
 from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule
 from edge_sdk.settings import parse_settings
@@ -51,18 +51,23 @@ def load_origin(recipe: ExportRecipe) -> Origin:
     Raises:
         CheckpointError: the checkpoint was written by something else.
     """
-    if recipe.module is not None:
-        assert recipe.task is not None  # the recipe's own check
+    if recipe.module is not None and recipe.task is not None:
         network = load_module(recipe.module)
-        return Origin(PerFrame(network), recipe.task, recipe.preprocess, {"module": recipe.module.model_dump(mode="json")})
-    assert recipe.checkpoint is not None
+        return Origin(
+            PerFrame(network),
+            recipe.task,
+            recipe.preprocess,
+            {"module": recipe.module.model_dump(mode="json")},
+        )
+    if recipe.checkpoint is None:
+        raise RecipeError("'checkpoint': expected a file, or 'module' with 'task', got neither.")
     meta = read_checkpoint(recipe.checkpoint).get("meta")
-    kind = meta.get("kind") if isinstance(meta, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    kind = meta.get("kind")
     if kind == "delta":
         net, distilled, known = load_student(recipe.checkpoint)
         return Origin(net, distilled.task, distilled.preprocess, known)
     if kind == "per_frame":
-        assert isinstance(meta, dict)
         trained = parse_settings(meta["recipe"], TrainRecipe, f"recipe in {recipe.checkpoint}")
         network = load_module(trained.module.model_copy(update={"checkpoint": recipe.checkpoint}))
         return Origin(PerFrame(network), trained.task, trained.preprocess, meta)
@@ -114,7 +119,9 @@ def _step_graphs(
     _, *state = keyframe(frame)
     graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]] = {"keyframe": (keyframe, (frame,))}
     if pair.has_delta:
-        delta = StepGraph(pair, "delta", to_input, decoder, keyframe.writes, matmul_resize=recipe.matmul_resize).eval()
+        delta = StepGraph(
+            pair, "delta", to_input, decoder, keyframe.writes, matmul_resize=recipe.matmul_resize
+        ).eval()
         delta(frame, *state)
         graphs["delta"] = (delta, (frame, *state))
     return graphs
@@ -159,7 +166,10 @@ def _step_spec(file: Path, macs: int) -> StepSpec:
         return TensorSpec(name=value.name, shape=tuple(d.dim_value for d in kind.shape.dim), dtype=dtype)
 
     return StepSpec(
-        graph=file.name, inputs=tuple(map(spec, graph.input)), outputs=tuple(map(spec, graph.output)), macs=macs
+        graph=file.name,
+        inputs=tuple(map(spec, graph.input)),
+        outputs=tuple(map(spec, graph.output)),
+        macs=macs,
     )
 
 
@@ -178,7 +188,9 @@ def _test_frames(frame_hw: tuple[int, int], count: int) -> list[np.ndarray]:
 
 
 def _compare(
-    graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]], files: dict[str, Path | bytes], recipe: ExportRecipe
+    graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]],
+    files: dict[str, Path | bytes],
+    recipe: ExportRecipe,
 ) -> dict[str, float]:
     """Run both steps in torch and ONNX Runtime on the same frames.
 
@@ -208,7 +220,8 @@ def _compare(
     for what, value in worst.items():
         if not value <= recipe.tolerance:
             raise EngineError(
-                f"export: ONNX Runtime and torch differ in the {what} by {value:.2e}, allowed are {recipe.tolerance:.0e}.",
+                f"export: ONNX Runtime and torch differ in the {what} by {value:.2e}, "
+                f"allowed are {recipe.tolerance:.0e}.",
                 hint="Look for an operator that behaves differently in ONNX, or raise 'tolerance' knowingly.",
             )
     return worst
@@ -234,7 +247,7 @@ def _manifest(
         schedule=recipe.schedule or default,
         provenance={
             "export": recipe.model_dump(mode="json"), "commit": commit_of_sources(), "training": origin.provenance,
-            "torch_and_onnxruntime_differ": agreement,
+            "torch_and_onnxruntime_differ": {**agreement},
             "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
         },
     )  # fmt: skip

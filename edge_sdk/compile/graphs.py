@@ -31,7 +31,11 @@ class Decoder(nn.Module):
         height, width = self.size_hw
         step = self.stride
         small = (-(-height // step), -(-width // step))
-        mask = F.interpolate(logits, size=small, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)[0]
+        mask = (
+            F.interpolate(logits, size=small, mode="bilinear", align_corners=False)
+            .argmax(1)
+            .to(torch.uint8)[0]
+        )
         if step > 1:
             # Repeating by broadcast: engines run it as a copy, where a resize of bytes is slow or missing.
             mask = mask[:, None, :, None].expand(small[0], step, small[1], step)
@@ -84,7 +88,11 @@ class BilinearAsMatmul(TorchFunctionMode):
     faster than the resize kernels of inference engines."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.interpolate:

@@ -131,8 +131,8 @@ def candidate_macs(candidate: nn.Module, in_hw: tuple[int, int]) -> int:
 class Gate(nn.Module):
     """One scalar choice between two candidates: 1 takes the full one.
 
-    Training draws from the relaxed Bernoulli (two Gumbel samples, temperature 2/3), passes a hard 0 or 1 on and the soft
-    value's gradient back. Evaluation takes the sign of the logit, read anew every time.
+    Training draws from the relaxed Bernoulli (two Gumbel samples, temperature 2/3), passes a hard 0 or 1 on and the
+    soft value's gradient back. Evaluation takes the sign of the logit, read anew every time.
     """
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     _check_patterns(settings, uses)
     for use in uses:
         if use.norm is not None and _obstacle(use.conv) is None:
-            _fold(network, use)
+            _fold(network, use.conv, use.norm)
     tape = Tape()
     reports: list[LayerReport] = []
     replaced: dict[int, nn.Module] = {}
@@ -84,7 +84,9 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
             layer, cheapest = _students(use, settings, tape)
             if layer is not None:
                 replaced[id(use.conv)] = layer
-                held = " and ".join(n for n, m in (("full", layer.g_full), ("low rank", layer.g_low)) if m is not None)
+                held = " and ".join(
+                    n for n, m in (("full", layer.g_full), ("low rank", layer.g_low)) if m is not None
+                )
                 reports.append(LayerReport(use.name, True, held, macs, cheapest))
                 continue
             reason = "no cheaper candidate"
@@ -190,10 +192,10 @@ def _obstacle(conv: nn.Conv2d) -> str | None:
     return None
 
 
-def _fold(network: nn.Module, use: ConvUse) -> None:
+def _fold(network: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Fold the batch norm after a convolution into it; the norm becomes an identity under all of its names."""
-    conv, norm = use.conv, use.norm
-    assert norm is not None and norm.running_mean is not None and norm.running_var is not None
+    if norm.running_mean is None or norm.running_var is None:
+        return  # it normalises each batch by itself, which no weight can do
     # New parameters: weights tied to another layer must not follow this layer's norm.
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.steps import State, StepPair
+from edge_sdk.errors import ConversionError
 
 Form = Literal["published", "telescoped"]
 
@@ -131,10 +132,11 @@ class DeltaConv2d(nn.Conv2d, Joined):
     @property
     def student(self) -> nn.Module:
         """The chosen candidate."""
-        if self.g_low is None or (self.g_gate is not None and self.g_gate.full):
-            assert self.g_full is not None  # a layer is only converted with at least one candidate
-            return self.g_full
-        return self.g_low
+        gate_full = self.g_gate is not None and self.g_gate.full
+        chosen = self.g_full if gate_full or self.g_low is None else self.g_low
+        if chosen is None:
+            raise ConversionError(f"layer {self.label}: expected at least one student candidate, got none.")
+        return chosen
 
     def keep_choice(self) -> None:
         """Drop the gate and the candidate it did not choose."""
@@ -156,11 +158,10 @@ class DeltaConv2d(nn.Conv2d, Joined):
     def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
         """One pass over the difference, as published; in training both candidates under the gate."""
         dx = x - x_key
-        if self.g_gate is not None and self.training:
-            assert self.g_full is not None and self.g_low is not None
-            gate = self.g_gate()
-            return gate * self.g_full(dx) + (1 - gate) * self.g_low(dx)
-        return self.student(dx)
+        if self.g_gate is None or self.g_full is None or self.g_low is None or not self.training:
+            return self.student(dx)
+        gate = self.g_gate()
+        return gate * self.g_full(dx) + (1 - gate) * self.g_low(dx)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output in the current pass."""

@@ -40,8 +40,8 @@ class DistillReport:
 class PairObjective(Objective):
     """Task, feature and cost loss of one batch of pairs (arXiv 2203.09594, section 3).
 
-    Three passes: the teacher on the earlier frame (writing the state), the teacher on the later frame (each layer's true
-    change, and its output), the student on the later frame.
+    Three passes: the teacher on the earlier frame (writing the state), the teacher on the later frame (each layer's
+    true change, and its output), the student on the later frame.
     """
 
     scale: Tensor
@@ -92,7 +92,9 @@ class PairObjective(Objective):
             teacher_logits, true_change = self.net.run(Pass.REFERENCE, later, state, "published")
         logits, change = self.net.run(Pass.DELTA, later, state, "published")
         task = self.task_loss(logits, batch["mask"].long(), teacher_logits)
-        feature = self._feature(change, true_change) if int(self.seen) < self.feature_steps else task.new_zeros(())
+        feature = (
+            self._feature(change, true_change) if int(self.seen) < self.feature_steps else task.new_zeros(())
+        )
         cost = self._cost(task)
         self.seen += int(self.training)
         total = task + self.settings.feature * feature + self.settings.cost * cost
@@ -162,20 +164,21 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     torch.manual_seed(recipe.loop.seed)
     conversion = to_delta(teacher, torch.zeros(1, 3, *crop_hw), recipe.delta)
     net = conversion.net
-    task_loss = SegmentationLoss(recipe.loss.task, task.ignore_label, sampler.frames.class_share(len(task.classes)))
+    task_loss = SegmentationLoss(
+        recipe.loss.task, task.ignore_label, sampler.frames.class_share(len(task.classes))
+    )
     objective = PairObjective(
         net, to_input, recipe.loss, task_loss, conversion.layers, teacher_lr=recipe.teacher_lr,
         feature_steps=round(recipe.loss.feature_until * recipe.loop.steps),
     )  # fmt: skip
 
-    def table() -> dict[str, float]:
-        assert held_out is not None
+    def table(held_out: FrameSet) -> dict[str, float]:
         return {f"miou_k{k}": stream_miou(net, to_input, held_out, task, k) for k in (1, *recipe.intervals)}
 
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
         identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
-        validate=table if held_out else None, progress=progress, resume=resume,
+        validate=(lambda: table(held_out)) if held_out else None, progress=progress, resume=resume,
     )  # fmt: skip
     path = recipe.out / "student.pt"
     meta = {
@@ -216,5 +219,4 @@ def load_student(path: Any) -> tuple[DeltaNet, DistillRecipe, dict[str, Any]]:
     teacher = make_module(recipe.teacher)
     net = to_delta(teacher, torch.zeros(1, 3, *meta["example_hw"]), recipe.delta).net
     fill_module(net.network, content["state_dict"], path)
-    return net.keep_choices().eval(), recipe, meta  # type: ignore[return-value]
-
+    return net.keep_choices().eval(), recipe, meta

@@ -137,7 +137,9 @@ class View:
         height, width = self.out_hw
         matrix = self.to_source if motion is None else motion @ self.to_source
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        out = cv2.warpPerspective(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        out = cv2.warpPerspective(
+            image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101
+        )
         return cv2.LUT(out, self.table)
 
     def mask(self, mask: np.ndarray, ignore: int, motion: np.ndarray | None = None) -> np.ndarray:

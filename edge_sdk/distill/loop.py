@@ -166,10 +166,13 @@ def _batches(fabric: Fabric, draw: Callable[[Any], Batch], loop: LoopSettings, s
         steps, batch_size=None, sampler=range(start, loop.steps), num_workers=loop.workers,
         prefetch_factor=2 if loop.workers else None, pin_memory=fabric.device.type == "cuda",
     )  # fmt: skip
-    return iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+    placed: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+    return iter(placed)
 
 
-def _optimiser(objective: Objective, settings: Optimiser, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+def _optimiser(
+    objective: Objective, settings: Optimiser, steps: int
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     groups = objective.groups(settings)
     optim: torch.optim.Optimizer
     if settings.kind == "sgd":
@@ -191,7 +194,11 @@ def _optimiser(objective: Objective, settings: Optimiser, steps: int) -> tuple[t
 
 
 def _restore(
-    path: Path, objective: Objective, optim: torch.optim.Optimizer, schedule: LambdaLR, identity: dict[str, Any]
+    path: Path,
+    objective: Objective,
+    optim: torch.optim.Optimizer,
+    schedule: LambdaLR,
+    identity: dict[str, Any],
 ) -> tuple[int, dict[str, float]]:
     if not path.is_file():
         return 0, {}
@@ -212,4 +219,3 @@ def _restore(
     optim.load_state_dict(content["optimiser"])
     schedule.load_state_dict(content["schedule"])
     return int(content["step"]), dict(content["figures"])
-

@@ -45,7 +45,11 @@ class SegmentationLoss(nn.Module):
         loss = F.cross_entropy(full, labels, self.weights, ignore_index=self.ignore_label, reduction="none")
         valid = labels != self.ignore_label
         if self.settings.ohem_prob is None:
-            weight = valid.float() if self.weights is None else self.weights[labels.clamp(max=len(self.weights) - 1)] * valid
+            weight = (
+                valid.float()
+                if self.weights is None
+                else self.weights[labels.clamp(max=len(self.weights) - 1)] * valid
+            )
             return loss.sum() / weight.sum().clamp(min=1)
         return self._hard_pixels(full, labels, loss, valid)
 

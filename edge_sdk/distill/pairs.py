@@ -27,7 +27,9 @@ class PairSampler:
         RecipeError: a video source with fewer than two frames, or what :meth:`FrameSet.read` refuses.
     """
 
-    def __init__(self, data: PairData, augment: Augment, task: TaskSpec, batch: int, *, labelled: bool) -> None:
+    def __init__(
+        self, data: PairData, augment: Augment, task: TaskSpec, batch: int, *, labelled: bool
+    ) -> None:
         self.data, self.augment, self.task, self.batch = data, augment, task, batch
         read = (*data.video, *data.stills)
         self.frames = FrameSet.read(read, labelled=labelled, task=task)
@@ -76,9 +78,11 @@ def moved(image: np.ndarray, rng: np.random.Generator, motion: Motion, gap: int)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     offset = np.stack([x, y], -1) - focus
     flow = offset @ (turned - np.eye(2)).T + shift
-    depth = cv2.resize(rng.uniform(-1, 1, (4, 5)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    depth = cv2.resize(
+        rng.uniform(-1, 1, (4, 5)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
     flow *= 1 + motion.parallax * np.clip(depth, -1, 1)[..., None]
-    where = (np.stack([x, y], -1) + flow).astype(np.float32)
-    out = cv2.remap(image, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    where_x, where_y = (x + flow[..., 0]).astype(np.float32), (y + flow[..., 1]).astype(np.float32)
+    out = cv2.remap(image, where_x, where_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     gain = 1 + rng.normal(0, motion.light * gap)
     return cv2.convertScaleAbs(out, alpha=gain)

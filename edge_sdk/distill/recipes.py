@@ -27,7 +27,7 @@ class ModuleSettings(Settings):
     """
 
     factory: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     checkpoint: Path | None = None
 
 
@@ -116,8 +116,8 @@ class TaskLoss(Settings):
     Args:
         source: ``labels``, the teacher's own ``teacher`` output, or ``both``.
         class_weights: ``none``, or ``log`` for 1 / ln(1.02 + frequency) over the training labels.
-        ohem_prob, ohem_keep: keep only pixels whose true class got less than ``ohem_prob``, but at least ``ohem_keep`` of
-            them; ``None`` keeps all. PAPERS: 0.9 and 131,072 on Cityscapes.
+        ohem_prob, ohem_keep: keep only pixels whose true class got less than ``ohem_prob``, but at least ``ohem_keep``
+            of them; ``None`` keeps all. As published: 0.9 and 131,072 on Cityscapes.
         teacher_weight: weight of the KL divergence from the teacher's output where ``source`` includes it.
         temperature: softens both sides of that divergence.
     """
@@ -226,7 +226,7 @@ class PairData(Settings):
 
 
 class DeltaLoss(Settings):
-    """Weights of the three losses: total = task + feature * features + cost * cost (PAPERS: alpha and beta).
+    """Weights of the three losses: total = task + feature * features + cost * cost.
 
     Args:
         feature: alpha (0.01 for segmentation as published).

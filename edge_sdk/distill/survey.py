@@ -43,7 +43,11 @@ class _Consumers(TorchFunctionMode):
         self.watched = watched
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         used = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
@@ -126,7 +130,12 @@ def survey(network: nn.Module, example: Tensor) -> list[ConvUse]:
     uses_of = {id(tensor): watched[id(tensor)] for tensor in kept}
     for key, calls in norm_calls.items():
         use = calls[0]
-        if len(calls) == 1 and use is not None and len(use.inputs) == 1 and norms[key].running_mean is not None:
+        if (
+            len(calls) == 1
+            and use is not None
+            and len(use.inputs) == 1
+            and norms[key].running_mean is not None
+        ):
             produced = next(i for i, made in maker.items() if made is use)
             if uses_of[produced] == 1 and produced not in returned:
                 use.norm = norms[key]

@@ -35,7 +35,9 @@ class TrainReport:
 class _FrameObjective(Objective):
     """Loss of a per-frame network."""
 
-    def __init__(self, network: nn.Module, to_input: FrameToInput, loss: SegmentationLoss, teacher: nn.Module | None):
+    def __init__(
+        self, network: nn.Module, to_input: FrameToInput, loss: SegmentationLoss, teacher: nn.Module | None
+    ):
         super().__init__()
         self.network, self.to_input, self.loss = network, to_input, loss
         # In a list, so that the frozen teacher is neither trained, saved nor put into training mode.
@@ -91,7 +93,9 @@ def check_logits(network: nn.Module, size_hw: tuple[int, int], classes: int, nam
         )
 
 
-def train_teacher(recipe: TrainRecipe, *, progress: Progress | None = None, resume: bool = True) -> TrainReport:
+def train_teacher(
+    recipe: TrainRecipe, *, progress: Progress | None = None, resume: bool = True
+) -> TrainReport:
     """Train a per-frame network and write ``model.pt``.
 
     Raises:
@@ -108,7 +112,7 @@ def train_teacher(recipe: TrainRecipe, *, progress: Progress | None = None, resu
     crop_hw = recipe.augment.crop_hw or frames.size_hw
     check_logits(network, crop_hw, len(task.classes), recipe.module.factory)
     teacher = load_module(recipe.teacher) if recipe.teacher is not None else None
-    network = network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     to_input = FrameToInput(recipe.preprocess)
     loss = SegmentationLoss(recipe.loss, task.ignore_label, frames.class_share(len(task.classes)))
     objective = _FrameObjective(network, to_input, loss, teacher)
@@ -130,7 +134,13 @@ def train_teacher(recipe: TrainRecipe, *, progress: Progress | None = None, resu
         validate=(lambda: {"miou": frame_miou(network, to_input, held_out, task)}) if held_out else None,
     )  # fmt: skip
     path = recipe.out / "model.pt"
-    meta = {"kind": "per_frame", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit}
-    save_checkpoint(path, {"state_dict": {k: v.contiguous() for k, v in network.state_dict().items()}, "meta": meta})
+    meta = {
+        "kind": "per_frame",
+        "recipe": recipe.model_dump(mode="json"),
+        "figures": figures,
+        "commit": commit,
+    }
+    save_checkpoint(
+        path, {"state_dict": {k: v.contiguous() for k, v in network.state_dict().items()}, "meta": meta}
+    )
     return TrainReport(str(path), figures)
-

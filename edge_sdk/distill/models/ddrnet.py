@@ -1,7 +1,7 @@
 """DDRNet: dual-resolution segmentation networks (Hong et al. 2021, arXiv 2101.06085).
 
-A detail branch stays at 1/8 of the frame while a context branch goes down to 1/64; the two exchange features twice and a
-pyramid pooling module (DAPPM) closes the context branch. The three published sizes are functions here, each with a
+A detail branch stays at 1/8 of the frame while a context branch goes down to 1/64; the two exchange features twice and
+a pyramid pooling module (DAPPM) closes the context branch. The three published sizes are functions here, each with a
 ``width`` so that narrower networks for per-frame comparison come from the same code.
 """
 
@@ -66,9 +66,7 @@ class _Residual(nn.Module):
                 _conv_norm(c_mid, c_out, 1),
             )  # fmt: skip
         else:
-            self.body = nn.Sequential(
-                _conv_norm(c_in, c_mid, 3, stride), act, _conv_norm(c_mid, c_out, 3)
-            )
+            self.body = nn.Sequential(_conv_norm(c_in, c_mid, 3, stride), act, _conv_norm(c_mid, c_out, 3))
         same = stride == 1 and c_in == c_out
         self.skip = nn.Identity() if same else _conv_norm(c_in, c_out, 1, stride)
         self.relu = relu
@@ -135,7 +133,7 @@ class _Exchange(nn.Module):
 class DDRNet(nn.Module):
     """Dual-resolution network for semantic segmentation.
 
-    ``forward`` takes normalised RGB (N, 3, H, W) float32 and returns class logits (N, classes, ceil(H / 8), ceil(W / 8)).
+    ``forward`` maps normalised RGB (N, 3, H, W) float32 to class logits (N, classes, ceil(H / 8), ceil(W / 8)).
     """
 
     def __init__(self, config: DDRNetConfig) -> None:
