@@ -38,6 +38,12 @@ class FileFormatError(EdgeSdkError, ValueError):
     """A file is there but is truncated, undecodable or not what its name says."""
 
 
+class OutputError(EdgeSdkError, OSError):
+    """A file or folder cannot be written, or is in the way of one that should be."""
+
+    __str__ = Exception.__str__
+
+
 class ChecksumError(FileFormatError):
     """A file's SHA-256 is not the one recorded for it."""
 

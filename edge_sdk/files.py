@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_sdk.errors import MissingFileError
+from edge_sdk.errors import MissingFileError, OutputError
 
 
 def sha256_of(path: Path) -> str:
@@ -35,14 +36,32 @@ def require_file(path: str | Path, what: str, hint: str = "") -> Path:
 
 
 @contextmanager
+def _refusals_named(target: Path) -> Iterator[None]:
+    """What the file system refuses, said with the name that the user gave instead of a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror}).",
+            hint="Check the folder, your rights to it and the space left.",
+        ) from error
+
+
+@contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on error it is removed.
 
     The temporary name keeps the suffix, because writers such as ``cv2.VideoWriter`` choose their format by it.
+
+    Raises:
+        OutputError: nothing can be written there.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    with _refusals_named(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -66,10 +85,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success it takes its place, replacing an older folder there."""
+    """Yield a temporary folder beside ``path``; on success it takes its place, replacing an older folder there.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    with _refusals_named(target):
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         yield temporary
         temporary.chmod(0o755)

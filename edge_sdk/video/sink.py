@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from edge_sdk.errors import ClosedError, RecipeError, ShapeError, VideoError
+from edge_sdk.errors import ClosedError, OutputError, RecipeError, ShapeError, VideoError
 from edge_sdk.files import atomic_file, atomic_folder
 from edge_sdk.video.base import is_rate
 from edge_sdk.video.native import opencv, quiet
@@ -257,9 +257,6 @@ def _writable(path: Path, *, folder: bool = False) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(atomic_folder(path) if folder else atomic_file(path))
-        except OSError as error:
-            raise VideoError(
-                f"{path}: cannot be written ({error.strerror}).",
-                hint="Check the folder and your rights to it.",
-            ) from error
+        except OutputError as error:
+            raise VideoError(str(error)) from error
         yield temporary
