@@ -7,44 +7,15 @@ to stdout, as tables or with ``--json`` as JSON and nothing else; progress goes 
 from __future__ import annotations
 
 import sys
-import traceback
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from edge_sdk.cli import demo, distill, doctor, evaluate, export, run, train
-from edge_sdk.errors import EdgeSdkError
-
-INTERRUPTED = 130
-DEFECT = 70
-
-
-class _Verbs(TyperGroup):
-    """Turns errors of a verb into one line and an exit code, for the command and for tests alike."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EdgeSdkError as error:
-            _say(f"error: {error}")
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _say("interrupted; files are either whole or not there.")
-            raise typer.Exit(INTERRUPTED) from error
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The verbs in the order of the work, as they were added."""
-        return list(self.commands)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"edge-sdk: {' '.join(text.split())}\n")
-
+from edge_sdk.cli.report import Verbs, call
 
 app = typer.Typer(
     name="edge-sdk",
-    cls=_Verbs,
+    cls=Verbs,
     help="Distil a per-frame vision model into keyframe and delta steps, and run them on an edge device.",
     no_args_is_help=True,
     add_completion=False,
@@ -80,9 +51,4 @@ def main() -> None:
 
     Codes: 0 done, 1 ``doctor`` found a problem, 2 wrong input, 70 a defect of edge_sdk, 130 interrupted.
     """
-    try:
-        app(prog_name="edge-sdk")
-    except Exception:  # noqa: BLE001  (whatever escapes a verb is a defect of ours; it keeps its traceback)
-        traceback.print_exc()
-        _say("this is a defect of edge_sdk, not of your input; please report the lines above.")
-        sys.exit(DEFECT)
+    call(app, "edge-sdk")

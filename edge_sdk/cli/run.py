@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from edge_sdk.video import VideoSink, VideoSource
 
 
+# What is read, by what it is called in messages.
+Inputs = dict[str, Path]
+
+
 def run(
     bundle: BundlePath,
     source: Source,
@@ -56,7 +60,7 @@ def run(
 
     rule = schedule_from(interval, schedule)
     opened = Bundle.open(bundle)
-    _check_output(out, results, source)
+    _check_output(out, results, _inputs(bundle, source, schedule))
     with open_source(source, limit=limit) as frames:
         check_size(opened, frames)
         summary = RunSummary(bundle=bundle, source=source, output=out, results=results)
@@ -133,18 +137,40 @@ def _loop(
     summary.stop()
 
 
-def _check_output(out: str | None, results: Path | None, source: str) -> None:
-    """Refuse outputs that would replace the input or each other, before any work is done."""
+def _check_output(out: str | None, results: Path | None, inputs: Inputs) -> None:
+    """Refuse outputs that would replace an input or each other, before any work is done."""
     named = [
-        (name, Path(path).resolve())
-        for name, path in (("--out", out), ("--results", results))
+        (name, path)
+        for name, path in (("--out", _place(out)), ("--results", _place(results)))
         if path is not None
     ]
-    given = Path(source.removeprefix("file://")).resolve()
     for name, path in named:
-        if path == given:
-            raise RecipeError(
-                f"{name}: expected another file than the source, got {path}.", hint="Name another file."
-            )
+        for what, given in inputs.items():
+            if path == given or (what == "bundle" and given in path.parents):
+                raise RecipeError(
+                    f"{name}: expected a place of its own, got {path}, which is the {what}'s.",
+                    hint="Name another file or folder.",
+                )
     if len({path for _, path in named}) < len(named):
         raise RecipeError("--out and --results: expected two files, got the same.", hint="Name another file.")
+
+
+def _inputs(bundle: Path, source: str, schedule: Path | None) -> Inputs:
+    """Resolved places of what is read; a camera or a synthetic scene has none."""
+    from edge_sdk.video.uri import parse_source_uri
+
+    parsed = parse_source_uri(source)
+    places = {"bundle": bundle, "schedule": schedule}
+    if parsed.scheme == "path":
+        places["source"] = Path(parsed.target)
+    return {name: place.resolve() for name, place in places.items() if place is not None}
+
+
+def _place(output: str | Path | None) -> Path | None:
+    """The resolved place of an output, given as path or ``file:`` URI."""
+    from edge_sdk.video.uri import path_of_file_uri
+
+    if output is None:
+        return None
+    text = str(output)
+    return Path(path_of_file_uri(text) if text.lower().startswith("file:") else text).resolve()

@@ -180,7 +180,7 @@ def test_a_schedule_recipe_decides(bundle, tmp_path):
         (["{tmp}/notes.mp4"], ["notes.mp4"]),
         ([SOURCE + "&colour=red"], ["unknown key 'colour'"]),
         ([SOURCE, "--out", "{tmp}/out.txt"], ["out.txt", "*.mp4"]),
-        (["{tmp}/notes.mp4", "--out", "{tmp}/notes.mp4"], ["--out: expected another file than the source"]),
+        (["{tmp}/notes.mp4", "--out", "{tmp}/notes.mp4"], ["--out: expected a place of its own"]),
         (
             [SOURCE, "--out", "{tmp}/a.mp4", "--results", "{tmp}/a.mp4"],
             ["--out and --results", "got the same"],
