@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from edge_sdk.distill.candidates import Gate
@@ -59,10 +60,12 @@ class Tape:
 class Joined:
     """A piece of the teacher with a student: what either of the two forms does with them in each pass.
 
-    A subclass says what teacher and student are; ``label`` and ``tape`` place its state.
+    A subclass says what teacher and student are; ``label`` and ``tape`` place its state, one entry for each of its
+    ``calls`` in a pass.
     """
 
     label: str
+    calls: int
     _tape: list[Tape]
 
     def teacher_of(self, x: Tensor) -> Tensor:
@@ -75,7 +78,15 @@ class Joined:
 
     def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
         """The student's answer to the change from ``x_key`` to ``x``."""
-        return self.student_of(x) - self.student_of(x_key)
+        return self.student_of(x) - self.student_of(self.spare(x_key))
+
+    def spare(self, x: Tensor) -> Tensor:
+        """``x`` for a run whose input is needed again: a copy, because layers may work in place."""
+        return x.clone()
+
+    def students(self) -> list[nn.Module]:
+        """Everything that is trained for the student: candidates and gate."""
+        raise TypeError(f"{type(self).__name__} defines no students")
 
     def joined(self, x: Tensor) -> Tensor:
         """The output in the current pass."""
@@ -90,8 +101,9 @@ class Joined:
     def _telescoped(self, tape: Tape, key: str, x: Tensor) -> Tensor:
         if tape.mode is Pass.DELTA:
             return self.student_of(x) + tape.state[key]
+        student = self.student_of(self.spare(x))
         z = self.teacher_of(x)
-        tape.state[key] = z - self.student_of(x)
+        tape.state[key] = z - student
         return z
 
     def _published(self, tape: Tape, key: str, x: Tensor) -> Tensor:
@@ -100,12 +112,14 @@ class Joined:
             change = self.change_of(x, tape.state[x_key])
             tape.changes[key] = change
             return tape.state[z_key] + change
-        z = self.teacher_of(x)
-        if tape.mode is Pass.KEYFRAME:
-            # Copies: what follows may work in place, as activations often do.
-            tape.state[x_key], tape.state[z_key] = x.clone(), z.clone()
-        else:
+        if tape.mode is Pass.REFERENCE:
+            z = self.teacher_of(x)
             tape.changes[key] = z - tape.state[z_key]
+            return z
+        # Copies: the teacher's block and what follows may work in place, as activations often do.
+        tape.state[x_key] = x.clone()
+        z = self.teacher_of(x)
+        tape.state[z_key] = z.clone()
         return z
 
 
@@ -116,7 +130,14 @@ class DeltaConv2d(nn.Conv2d, Joined):
     """
 
     def __init__(
-        self, conv: nn.Conv2d, label: str, tape: Tape, full: nn.Module | None, low_rank: nn.Module | None
+        self,
+        conv: nn.Conv2d,
+        label: str,
+        tape: Tape,
+        full: nn.Module | None,
+        low_rank: nn.Module | None,
+        *,
+        calls: int = 1,
     ) -> None:
         super().__init__(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
@@ -124,7 +145,7 @@ class DeltaConv2d(nn.Conv2d, Joined):
         )  # fmt: skip
         # The very parameters: a weight tied to another layer's stays tied.
         self.weight, self.bias = conv.weight, conv.bias
-        self.label = label
+        self.label, self.calls = label, calls
         self._tape = [tape]
         self.g_full, self.g_low = full, low_rank
         self.g_gate = Gate() if full is not None and low_rank is not None else None
@@ -147,6 +168,19 @@ class DeltaConv2d(nn.Conv2d, Joined):
                 self.g_full = None
             self.g_gate = None
 
+    def students(self) -> list[nn.Module]:
+        """The candidates that are still there, and the gate between them."""
+        return [part for part in (self.g_full, self.g_low, self.g_gate) if part is not None]
+
+    def restored(self) -> nn.Conv2d:
+        """The teacher layer by itself."""
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,  # type: ignore[arg-type]
+            self.groups, bias=self.bias is not None, padding_mode=self.padding_mode,
+        )  # fmt: skip
+        conv.weight, conv.bias = self.weight, self.bias
+        return conv
+
     def teacher_of(self, x: Tensor) -> Tensor:
         """The teacher layer."""
         return nn.Conv2d.forward(self, x)
@@ -154,6 +188,10 @@ class DeltaConv2d(nn.Conv2d, Joined):
     def student_of(self, x: Tensor) -> Tensor:
         """The chosen candidate of ``x``."""
         return self.student(x)
+
+    def spare(self, x: Tensor) -> Tensor:
+        """``x`` itself: a convolution leaves its input as it is."""
+        return x
 
     def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
         """One pass over the difference, as published; in training both candidates under the gate."""
@@ -178,8 +216,12 @@ class DeltaBlock(nn.Module, Joined):
     def __init__(self, block: nn.Module, label: str, tape: Tape, student: nn.Module) -> None:
         super().__init__()
         self.block, self.g_block = block, student
-        self.label = label
+        self.label, self.calls = label, 1
         self._tape = [tape]
+
+    def students(self) -> list[nn.Module]:
+        """The student's block."""
+        return [self.g_block]
 
     def teacher_of(self, x: Tensor) -> Tensor:
         """The teacher's block."""
@@ -192,6 +234,38 @@ class DeltaBlock(nn.Module, Joined):
     def forward(self, x: Tensor) -> Tensor:
         """The block's output in the current pass."""
         return self.joined(x)
+
+
+class KeptBlock(nn.Module, Joined):
+    """A block of the teacher that only runs at keyframes; its output there is kept until the next one.
+
+    For what changes slowly, such as coarse context. Whatever fed nothing else vanishes from the delta graph.
+    """
+
+    def __init__(self, block: nn.Module, label: str, tape: Tape) -> None:
+        super().__init__()
+        self.block = block
+        self.label = label
+        self._tape = [tape]
+
+    def restored(self) -> nn.Module:
+        """The teacher's block by itself."""
+        return self.block
+
+    def teacher_of(self, x: Tensor) -> Tensor:
+        """The teacher's block."""
+        return self.block(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output in the current pass."""
+        tape = self._tape[0]
+        if tape.mode in (Pass.PLAIN, Pass.REFERENCE):
+            return self.block(x)
+        key = tape.key(self.label)
+        if tape.mode is Pass.KEYFRAME:
+            tape.state[key] = self.block(x)
+        # A copy: what follows may work in place.
+        return tape.state[key].clone()
 
 
 class DeltaNet(StepPair):
@@ -217,6 +291,17 @@ class DeltaNet(StepPair):
         """The converted single layers, each once."""
         return [m for m in self.network.modules() if isinstance(m, DeltaConv2d)]
 
+    @property
+    def joins(self) -> int:
+        """How many times a pass joins a student: one state entry each in telescoped form."""
+        return sum(m.calls for m in self.network.modules() if isinstance(m, Joined))
+
+    def student_parameters(self) -> list[nn.Parameter]:
+        """The candidates' and the gates' parameters; all others are the teacher's."""
+        owners = (m for m in self.network.modules() if isinstance(m, Joined))
+        parts = [part for owner in owners for part in owner.students()]
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def run(self, mode: Pass, x: Tensor, state: State, form: Form | None = None) -> tuple[Tensor, State]:
         """One pass; returns the output and each layer's change where the pass notes them."""
         tape = self._tape[0]
@@ -236,6 +321,15 @@ class DeltaNet(StepPair):
         """The student's output; the state is only read."""
         out, _ = self.run(Pass.DELTA, x, state)
         return out, {}
+
+    def unused_state(self, x: Tensor) -> set[str]:
+        """State tensors that the delta step's output for ``x`` does not depend on."""
+        with torch.enable_grad():
+            _, state = self.keyframe(x)
+            leaves = {name: value.detach().requires_grad_() for name, value in state.items()}
+            out, _ = self.delta(x, dict(leaves))
+            grads = torch.autograd.grad(out.sum(), list(leaves.values()), allow_unused=True)
+        return {name for name, grad in zip(leaves, grads, strict=True) if grad is None}
 
     def keep_choices(self) -> DeltaNet:
         """Keep each layer's chosen candidate and drop the gates, for deployment."""
