@@ -150,4 +150,5 @@ class Gate(nn.Module):
             return (self.logit > 0).float()
         noise = -torch.log(-torch.log(torch.rand(2, device=self.logit.device).clamp(1e-9, 1 - 1e-7)))
         soft = torch.sigmoid((self.logit + noise[0] - noise[1]) / GUMBEL_TEMPERATURE)
-        return (soft >= 0.5).float() + soft - soft.detach()
+        # The difference first: it is exactly zero, so the value is exactly 0 or 1.
+        return (soft >= 0.5).float() + (soft - soft.detach())
