@@ -65,7 +65,7 @@ class Joined:
     """
 
     label: str
-    calls: int
+    calls: int = 1
     _tape: list[Tape]
 
     def teacher_of(self, x: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ class Joined:
         return x.clone()
 
     def students(self) -> list[nn.Module]:
-        """Everything that is trained for the student: candidates and gate."""
-        raise TypeError(f"{type(self).__name__} defines no students")
+        """Everything that is trained for the student: candidates and gate; nothing where there is none."""
+        return []
 
     def joined(self, x: Tensor) -> Tensor:
         """The output in the current pass."""
@@ -216,7 +216,7 @@ class DeltaBlock(nn.Module, Joined):
     def __init__(self, block: nn.Module, label: str, tape: Tape, student: nn.Module) -> None:
         super().__init__()
         self.block, self.g_block = block, student
-        self.label, self.calls = label, 1
+        self.label = label
         self._tape = [tape]
 
     def students(self) -> list[nn.Module]:
@@ -294,7 +294,7 @@ class DeltaNet(StepPair):
     @property
     def joins(self) -> int:
         """How many times a pass joins a student: one state entry each in telescoped form."""
-        return sum(m.calls for m in self.network.modules() if isinstance(m, Joined))
+        return sum(m.calls for m in self.network.modules() if isinstance(m, Joined) and m.students())
 
     def student_parameters(self) -> list[nn.Parameter]:
         """The candidates' and the gates' parameters; all others are the teacher's."""
