@@ -6,6 +6,7 @@ Candidates have no bias: they act on differences, in which a bias cancels.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +42,27 @@ def full_candidate(conv: nn.Conv2d) -> nn.Conv2d:
     candidate = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
         conv.groups, bias=False, padding_mode=conv.padding_mode,
+        device=conv.weight.device, dtype=conv.weight.dtype,
     )  # fmt: skip
     with torch.no_grad():
         candidate.weight.copy_(conv.weight)
     return candidate
 
 
-def low_rank_candidate(conv: nn.Conv2d, rank: int, *, bias: bool = False) -> nn.Sequential:
+class LowRank(nn.Sequential):
+    """A column convolution, then a row convolution, with the sizes of the one convolution that they stand for.
+
+    Networks read such sizes (``self.conv.out_channels``), so a low-rank layer in place of a convolution has them too.
+    """
+
+    def __init__(self, column: nn.Conv2d, row: nn.Conv2d, conv: nn.Conv2d) -> None:
+        super().__init__(column, row)
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
+
+
+def low_rank_candidate(conv: nn.Conv2d, rank: int, *, bias: bool = False) -> LowRank:
     """A column convolution to ``rank`` channels, then a row convolution, started from the spatial SVD of the kernel.
 
     Args:
@@ -61,13 +76,14 @@ def low_rank_candidate(conv: nn.Conv2d, rank: int, *, bias: bool = False) -> nn.
         pad = (conv.padding, conv.padding)
     else:
         pad = ((conv.padding[0], 0), (0, conv.padding[1]))
+    where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     column = nn.Conv2d(
         conv.in_channels, rank, (kh, 1), (conv.stride[0], 1), pad[0], (conv.dilation[0], 1),
-        conv.groups, bias=False, padding_mode=conv.padding_mode,
+        conv.groups, bias=False, padding_mode=conv.padding_mode, **where,
     )  # fmt: skip
     row = nn.Conv2d(
         rank, conv.out_channels, (1, kw), (1, conv.stride[1]), pad[1], (1, conv.dilation[1]),
-        conv.groups, bias=bias and conv.bias is not None, padding_mode=conv.padding_mode,
+        conv.groups, bias=bias and conv.bias is not None, padding_mode=conv.padding_mode, **where,
     )  # fmt: skip
     first, second = spatial_svd(conv.weight.detach(), rank, conv.groups)
     with torch.no_grad():
@@ -75,7 +91,7 @@ def low_rank_candidate(conv: nn.Conv2d, rank: int, *, bias: bool = False) -> nn.
         row.weight.copy_(second)
         if row.bias is not None and conv.bias is not None:
             row.bias.copy_(conv.bias)
-    return nn.Sequential(column, row)
+    return LowRank(column, row, conv)
 
 
 def spatial_svd(weight: Tensor, rank: int, groups: int = 1) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ The network is run once and watched; its code is not parsed, so any ``nn.Module`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +35,24 @@ class ConvUse:
     norm: nn.BatchNorm2d | None = None
 
 
-class _Consumers(TorchFunctionMode):
+class _Readers(TorchFunctionMode):
     """Counts the functions that turn a watched tensor into another tensor."""
 
-    def __init__(self, watched: dict[int, int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.watched = watched
+        self.counts: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # watched tensors stay alive, so that an id means one tensor
+
+    def watch(self, tensors: Iterable[Tensor | None]) -> None:
+        """Begin to count the readers of ``tensors``."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._kept.append(tensor)
+                self.counts.setdefault(id(tensor), 0)
+
+    def of(self, tensor: Tensor) -> int:
+        """How many functions read ``tensor``."""
+        return self.counts[id(tensor)]
 
     def __torch_function__(
         self,
@@ -54,8 +66,8 @@ class _Consumers(TorchFunctionMode):
         out = func(*args, **kwargs)
         # Reading a shape or a flag gives no tensor and uses nothing.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-            for key in used & self.watched.keys():
-                self.watched[key] += 1
+            for key in used & self.counts.keys():
+                self.counts[key] += 1
         return out
 
 
@@ -91,52 +103,77 @@ def check_blocks(network: nn.Module, example: Tensor, blocks: dict[str, nn.Modul
 
 
 def survey(network: nn.Module, example: Tensor) -> list[ConvUse]:
-    """Run ``network`` on ``example`` (1, 3, h, w) and return its convolutions in the order of their first call."""
-    uses: dict[int, ConvUse] = {}
-    for name, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d):
-            uses.setdefault(id(module), ConvUse(name, module)).names.append(name)
-    order: list[int] = []
-    kept: list[Tensor] = []  # watched tensors stay alive, so that an id means one tensor
-    watched: dict[int, int] = {}
-    maker: dict[int, ConvUse] = {}
-    norm_calls: dict[int, list[ConvUse | None]] = {}
+    """Run ``network``, which is in evaluation mode, on ``example`` (1, 3, h, w).
 
-    def after_conv(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        use = uses[id(module)]
-        if id(module) not in order:
-            order.append(id(module))
-        use.inputs.append((int(args[0].shape[-2]), int(args[0].shape[-1])))
-        kept.append(out)
-        watched[id(out)] = 0
-        maker[id(out)] = use
+    Returns:
+        its convolutions in the order of their first call.
+    """
+    return _Survey(network).run(example)
 
-    def before_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
-        norm_calls.setdefault(id(module), []).append(maker.get(id(args[0])))
 
-    norms = {id(m): m for m in network.modules() if type(m) is nn.BatchNorm2d}
-    hooks = [use.conv.register_forward_hook(after_conv) for use in uses.values()]
-    hooks += [norm.register_forward_pre_hook(before_norm) for norm in norms.values()]
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), _Consumers(watched):
-            out = network(example)
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    returned = {id(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
-    uses_of = {id(tensor): watched[id(tensor)] for tensor in kept}
-    for key, calls in norm_calls.items():
-        use = calls[0]
-        if (
-            len(calls) == 1
-            and use is not None
-            and len(use.inputs) == 1
-            and norms[key].running_mean is not None
-        ):
-            produced = next(i for i, made in maker.items() if made is use)
-            if uses_of[produced] == 1 and produced not in returned:
-                use.norm = norms[key]
-    return [uses[key] for key in order]
+class _Survey:
+    """One watched run."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.uses: dict[int, ConvUse] = {}
+        for name, module in network.named_modules(remove_duplicate=False):
+            if isinstance(module, nn.Conv2d):
+                self.uses.setdefault(id(module), ConvUse(name, module)).names.append(name)
+        self.norms = {id(m): m for m in network.modules() if type(m) is nn.BatchNorm2d and _is_plain(m)}
+        self.order: list[ConvUse] = []
+        self.outputs: dict[int, tuple[ConvUse, Tensor]] = {}  # of convolutions, by the tensor's id
+        self.norm_inputs: dict[int, list[tuple[ConvUse, Tensor] | None]] = {}
+        self.readers = _Readers()
+
+    def run(self, example: Tensor) -> list[ConvUse]:
+        for use in self.uses.values():
+            # A parametrised weight is computed anew at every access; such a convolution is never folded.
+            self.readers.watch(use.conv._parameters.values())
+        for norm in self.norms.values():
+            self.readers.watch((norm.weight, norm.bias, norm.running_mean, norm.running_var))
+        hooks = [u.conv.register_forward_hook(self._after_conv, with_kwargs=True) for u in self.uses.values()]
+        hooks += [
+            n.register_forward_pre_hook(self._before_norm, with_kwargs=True) for n in self.norms.values()
+        ]
+        try:
+            with torch.no_grad(), self.readers:
+                out = self.network(example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        returned = {id(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
+        for key, inputs in self.norm_inputs.items():
+            if len(inputs) == 1 and inputs[0] is not None and id(inputs[0][1]) not in returned:
+                self._pair(inputs[0][0], inputs[0][1], self.norms[key])
+        return self.order
+
+    def _after_conv(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        use = self.uses[id(module)]
+        if not use.inputs:
+            self.order.append(use)
+        x = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        use.inputs.append((int(x.shape[-2]), int(x.shape[-1])))
+        if isinstance(out, Tensor):
+            self.readers.watch([out])
+            self.outputs[id(out)] = (use, out)
+
+    def _before_norm(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+        self.norm_inputs.setdefault(id(module), []).append(self.outputs.get(id(x)))
+
+    def _pair(self, use: ConvUse, out: Tensor, norm: nn.BatchNorm2d) -> None:
+        """Note ``norm`` as foldable where the two, and their parameters, are used for nothing else."""
+        if len(use.inputs) != 1 or norm.running_mean is None or norm.running_var is None:
+            return
+        read_once = (out, *use.conv.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
+        if all(self.readers.counts.get(id(tensor)) == 1 for tensor in read_once):
+            use.norm = norm
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module computes what its class says and nothing more."""
+    hooked = module._forward_pre_hooks or module._forward_hooks or module._backward_hooks
+    return not hooked and "forward" not in vars(module)
