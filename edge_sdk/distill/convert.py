@@ -61,7 +61,7 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     Raises:
         ConversionError: a pattern matches no convolution, or nothing is left to convert.
     """
-    network = copy.deepcopy(teacher).eval()
+    network = _copy_of(teacher).eval()
     uses = survey(network, example)
     _check_patterns(settings, uses)
     for use in uses:
@@ -120,6 +120,19 @@ def _blocks(network: nn.Module, settings: DeltaSettings) -> dict[str, nn.Module]
     return blocks
 
 
+def _copy_of(teacher: nn.Module) -> nn.Module:
+    """A deep copy, also where a module holds computed tensors, which torch does not copy (weight norm before 2.0)."""
+    memo: dict[int, object] = {
+        id(value): value.detach().clone()
+        for module in teacher.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copied = copy.deepcopy(teacher, memo)
+    # A layer is replaced inside its parent, so even a lone one gets one.
+    return nn.Sequential(copied) if isinstance(copied, nn.Conv2d) else copied
+
+
 def _narrow(block: nn.Module, settings: DeltaSettings) -> nn.Module:
     """A copy of a block whose convolutions are low rank where that is cheaper."""
     student = copy.deepcopy(block)
@@ -130,7 +143,7 @@ def _narrow(block: nn.Module, settings: DeltaSettings) -> nn.Module:
         if _obstacle(conv) is None and _low_rank_pays(conv, settings)
     }
     _replace(student, cheaper)
-    return student
+    return cheaper.get(id(student), student)
 
 
 def _rank(conv: nn.Conv2d, settings: DeltaSettings) -> int:
@@ -152,7 +165,7 @@ def _block_macs(use: ConvUse, settings: DeltaSettings) -> int:
 
 
 def _check_patterns(settings: DeltaSettings, uses: list[ConvUse]) -> None:
-    names = [use.name for use in uses]
+    names = [name for use in uses for name in use.names]
     for key in ("include", "exclude", "full"):
         for pattern in getattr(settings, key):
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -168,11 +181,17 @@ def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -
         return "first"
     if index >= count - settings.skip_last:
         return "last"
-    if not _matches(use.name, settings.include):
+    if not _matches_any(use, settings.include):
         return "not included"
-    if _matches(use.name, settings.exclude):
+    if _matches_any(use, settings.exclude):
         return "excluded"
+    if 1 < use.conv.groups == use.conv.in_channels and not _matches_any(use, settings.full):
+        return "depthwise: nothing is much cheaper"
     return _obstacle(use.conv)
+
+
+def _matches_any(use: ConvUse, patterns: tuple[str, ...]) -> bool:
+    return any(_matches(name, patterns) for name in use.names)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -181,12 +200,12 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _obstacle(conv: nn.Conv2d) -> str | None:
     """What makes a convolution more than its weight and bias, so that it cannot be rebuilt from them."""
+    if getattr(conv, "parametrizations", None):
+        return "its weight is parametrised"
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} computes something of its own"
     if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks:
         return "has hooks (such as weight norm)"
-    if getattr(conv, "parametrizations", None):
-        return "its weight is parametrised"
     if "forward" in vars(conv):
         return "its forward is replaced"
     return None
@@ -211,13 +230,13 @@ def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaC
     teacher = sum(conv_macs(conv, hw)[0] for hw in use.inputs)
     low = low_rank_candidate(conv, _rank(conv, settings))
     low_macs = sum(candidate_macs(low, hw) for hw in use.inputs)
-    only_full = settings.candidates == "full" or _matches(use.name, settings.full)
+    only_full = settings.candidates == "full" or _matches_any(use, settings.full)
     if only_full:
-        return DeltaConv2d(conv, use.name, tape, full_candidate(conv), None), teacher
+        return DeltaConv2d(conv, use.name, tape, full_candidate(conv), None, calls=len(use.inputs)), teacher
     if low_macs >= teacher:
         return None, teacher
     full = full_candidate(conv) if settings.candidates == "both" else None
-    return DeltaConv2d(conv, use.name, tape, full, low), low_macs
+    return DeltaConv2d(conv, use.name, tape, full, low, calls=len(use.inputs)), low_macs
 
 
 def _replace(network: nn.Module, replaced: dict[int, nn.Module]) -> None:
