@@ -17,7 +17,7 @@ from edge_sdk.distill.candidates import (
     layer_rank,
     low_rank_candidate,
 )
-from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, Tape
+from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock, Tape
 from edge_sdk.distill.recipes import DeltaSettings
 from edge_sdk.distill.survey import ConvUse, check_blocks, survey
 from edge_sdk.errors import ConversionError
@@ -70,15 +70,18 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     tape = Tape()
     reports: list[LayerReport] = []
     replaced: dict[int, nn.Module] = {}
-    blocks = _blocks(network, settings)
-    check_blocks(network, example, blocks)
-    inside = {id(m): name for name, block in blocks.items() for m in block.modules()}
+    blocks = _blocks(network, settings.blocks, "blocks")
+    kept = _blocks(network, settings.kept, "kept")
+    _check_apart(blocks, kept)
+    check_blocks(network, example, blocks | kept)
+    inside = {id(m): name for name, block in (blocks | kept).items() for m in block.modules()}
     for index, use in enumerate(uses):
         macs = sum(conv_macs(use.conv, hw)[0] for hw in use.inputs)
         reason = _left_alone(index, len(uses), use, settings)
         if id(use.conv) in inside:
-            cheapest = _block_macs(use, settings)
-            reports.append(LayerReport(use.name, True, f"block {inside[id(use.conv)]}", macs, cheapest))
+            home = inside[id(use.conv)]
+            how, cheapest = ("kept", 0) if home in kept else ("block", _block_macs(use, settings))
+            reports.append(LayerReport(use.name, True, f"{how} {home}", macs, cheapest))
             continue
         if reason is None:
             layer, cheapest = _students(use, settings, tape)
@@ -93,6 +96,7 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         reports.append(LayerReport(use.name, False, reason, macs, macs))
     for name, block in blocks.items():
         replaced[id(block)] = DeltaBlock(block, name, tape, _narrow(block, settings))
+    replaced |= {id(block): KeptBlock(block, name, tape) for name, block in kept.items()}
     if not replaced:
         reasons = sorted({report.reason for report in reports}) or ["the network has no Conv2d"]
         raise ConversionError(
@@ -100,21 +104,57 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
             hint="Widen delta.include, or choose a larger gamma.",
         )
     _replace(network, replaced)
-    return Conversion(DeltaNet(network, tape), tuple(reports))
+    net = DeltaNet(network, tape)
+    unused = _drop_unused(net, example)
+    reports = [_told(row, unused) for row in reports]
+    return Conversion(net, tuple(reports))
 
 
-def _blocks(network: nn.Module, settings: DeltaSettings) -> dict[str, nn.Module]:
-    """Modules named by ``blocks``, outermost first; one inside another is part of it."""
+def _drop_unused(net: DeltaNet, example: Tensor) -> set[str]:
+    """Put the teacher's own layers back where they feed only kept blocks: their state would never be read.
+
+    Returns:
+        their labels.
+    """
+    unused = net.unused_state(example)
+    joined = [m for m in net.network.modules() if isinstance(m, DeltaConv2d | DeltaBlock | KeptBlock)]
+    with torch.no_grad():
+        state = net.keyframe(example)[1]
+    used = {name.split(".call")[0] for name in state if name not in unused}
+    dropped = {m.label: m for m in joined if m.label not in used}
+    _replace(net.network, {id(m): m.restored() for m in dropped.values()})
+    return set(dropped)
+
+
+def _told(row: LayerReport, unused: set[str]) -> LayerReport:
+    """A layer's row, corrected where nothing reads the layer between keyframes."""
+    if row.name in unused or any(row.reason.endswith(f" {label}") for label in unused):
+        return LayerReport(row.name, False, "feeds only what is kept", row.macs, 0)
+    return row
+
+
+def _check_apart(blocks: dict[str, nn.Module], kept: dict[str, nn.Module]) -> None:
+    for name in kept:
+        for other in blocks:
+            if name == other or name.startswith(f"{other}.") or other.startswith(f"{name}."):
+                raise ConversionError(
+                    f"'delta.kept': '{name}' overlaps with the block '{other}' of 'delta.blocks'.",
+                    hint="Name each part of the network under one of the two.",
+                )
+
+
+def _blocks(network: nn.Module, patterns: tuple[str, ...], key: str) -> dict[str, nn.Module]:
+    """Modules named by the patterns of setting ``key``, outermost first; one inside another is part of it."""
     blocks: dict[str, nn.Module] = {}
     taken: set[int] = set()
     for name, module in network.named_modules():
-        if name and _matches(name, settings.blocks) and id(module) not in taken:
+        if name and _matches(name, patterns) and id(module) not in taken:
             blocks[name] = module
             taken |= {id(m) for m in module.modules()}
-    for pattern in settings.blocks:
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name, _ in network.named_modules()):
             raise ConversionError(
-                f"'delta.blocks': the pattern '{pattern}' matches no module.",
+                f"'delta.{key}': the pattern '{pattern}' matches no module.",
                 hint=f"The network's parts are: {', '.join(n for n, _ in network.named_children())}.",
             )
     return blocks
@@ -245,13 +285,3 @@ def _replace(network: nn.Module, replaced: dict[int, nn.Module]) -> None:
         for name, child in list(module._modules.items()):
             if child is not None and id(child) in replaced:
                 module._modules[name] = replaced[id(child)]
-
-
-@torch.no_grad()
-def network_macs(step: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-accumulates of one call of ``step``, counted from the operators that really run."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        step(*inputs)
-    return counter.get_total_flops() // 2

@@ -223,6 +223,10 @@ class DeltaBlock(nn.Module, Joined):
         """The student's block."""
         return [self.g_block]
 
+    def restored(self) -> nn.Module:
+        """The teacher's block by itself."""
+        return self.block
+
     def teacher_of(self, x: Tensor) -> Tensor:
         """The teacher's block."""
         return self.block(x)

@@ -170,6 +170,7 @@ class DeltaSettings(Settings):
         full: patterns over layer names that get the full candidate alone.
         rank_multiple: raise every rank to a multiple of this (1 as published; 16 suits ONNX Runtime's channel blocks).
         blocks: patterns over module names; such a module gets one student for all its layers, joined at its output.
+        kept: patterns over module names; such a module only runs at keyframes, its output there is used until the next.
     """
 
     gamma: Annotated[int, Field(ge=2)] = 4
@@ -182,6 +183,7 @@ class DeltaSettings(Settings):
     full: tuple[str, ...] = ()
     rank_multiple: Annotated[int, Field(ge=1)] = 1
     blocks: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 class Motion(Settings):
