@@ -60,7 +60,7 @@ class VideoFile(SourceBase):
                 f"{self._path}: expected a video, got a still image.", hint="Name the folder that it is in."
             )
         self._cv2 = opencv("reading a video file")
-        self._missing = missing
+        self.missing = missing
         self._selection = selection or Selection()
         self._active: list[Any] = []
         self._announced, container_fps, self.size_hw = self._probe()
@@ -140,7 +140,7 @@ class VideoFile(SourceBase):
 
     def _require_end(self, decoded: int, delivered: int) -> None:
         """The decoder stopped after ``decoded`` frames: raise unless that is where the file should end."""
-        if self._announced is not None and decoded < self._announced - self._missing:
+        if self._announced is not None and decoded < self._announced - self.missing:
             raise VideoError(
                 f"{self._path}: ends or cannot be decoded at frame {decoded} "
                 f"of the {self._announced} that its header announces.",
