@@ -197,7 +197,7 @@ def _step_spec(file: Path) -> StepSpec:
         graph=file.name,
         inputs=tuple(map(spec, graph.input)),
         outputs=tuple(map(spec, graph.output)),
-        macs=macs,
+        macs=graph_macs(model),
     )
 
 
