@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,21 +33,36 @@ def make_module(settings: ModuleSettings) -> nn.Module:
         raise RecipeError(f"'factory': expected package.module:function, got '{settings.factory}'.")
     try:
         factory = getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a user's package may raise anything while it is imported
         raise RecipeError(
-            f"'factory': cannot import {settings.factory}: {error}.",
+            f"'factory': cannot import {settings.factory}: {_reason(error)}.",
             hint="Check the spelling, and that the package is installed or its folder is on PYTHONPATH.",
         ) from error
     try:
         inspect.signature(factory).bind(**settings.arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"'arguments' of {settings.factory}: {error}.") from error
-    module = factory(**settings.arguments)
+        raise RecipeError(
+            f"'arguments' of {settings.factory}: {error}.", hint="Match them with the function's parameters."
+        ) from error
+    try:
+        module = factory(**settings.arguments)
+    except Exception as error:  # it is the user's code
+        raise RecipeError(
+            f"'factory': {settings.factory} raised {_reason(error)}.",
+            hint="Check its 'arguments', and call it by hand.",
+        ) from error
     if not isinstance(module, nn.Module):
         raise RecipeError(
-            f"'factory': expected {settings.factory} to return an nn.Module, got {type(module).__name__}."
+            f"'factory': expected {settings.factory} to return an nn.Module, got {type(module).__name__}.",
+            hint="Name a function that returns the network itself.",
         )
     return module
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of somebody else's error."""
+    text = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def load_module(settings: ModuleSettings) -> nn.Module:
@@ -73,15 +90,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     file = require_file(path, "checkpoint")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about foreign pickles; the error below says it
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load it in a way that runs the code in it.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
         raise FileFormatError(
-            f"checkpoint {file}: truncated or not a file of tensors ({reason}).",
+            f"checkpoint {file}: not a file of tensors, or with code in it{what}, which is never run.",
             hint="Save it again as a state dict: torch.save(model.state_dict(), path).",
         ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise FileFormatError(
+            f"checkpoint {file}: truncated or not a file of tensors ({_reason(error)}).",
+            hint="Copy it again, or save it again as a state dict: torch.save(model.state_dict(), path).",
+        ) from error
     if not isinstance(content, dict):
-        raise FileFormatError(f"checkpoint {file}: expected a dictionary, got {type(content).__name__}.")
+        raise FileFormatError(
+            f"checkpoint {file}: expected a dictionary of tensors, got {type(content).__name__}.",
+            hint="Save it again as a state dict: torch.save(model.state_dict(), path).",
+        )
     return content
 
 
