@@ -7,6 +7,7 @@ a pyramid pooling module (DAPPM) closes the context branch. The three published 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,4 +195,22 @@ def ddrnet_39(classes: int = 19, width: int = 64) -> DDRNet:
         classes, width, (3, 4, 6, 3), detail_blocks=3, split_stage3=True,
         pool_width=2 * width, head_width=4 * width,
     )  # fmt: skip
+    return DDRNet(config)
+
+
+def ddrnet(classes: int, width: int, blocks: Sequence[int] = (2, 2, 2, 2), detail_blocks: int = 2) -> DDRNet:
+    """A slim DDRNet of another depth.
+
+    Args:
+        classes: number of output classes.
+        width: channels of the stem.
+        blocks: residual blocks in stages 1 to 4.
+        detail_blocks: residual blocks in each detail-branch stage.
+    """
+    if len(blocks) != 4 or min(blocks) < 1:
+        raise ValueError(f"blocks: expected four counts of at least 1, got {tuple(blocks)}")
+    first, second, third, fourth = blocks
+    config = DDRNetConfig(
+        classes, width, (first, second, third, fourth), detail_blocks, pool_width=4 * width, head_width=2 * width
+    )
     return DDRNet(config)
