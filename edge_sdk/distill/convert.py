@@ -20,6 +20,7 @@ from edge_sdk.distill.candidates import (
 from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock, Tape
 from edge_sdk.distill.recipes import DeltaSettings
 from edge_sdk.distill.survey import ConvUse, check_blocks, survey
+from edge_sdk.distill.verify import answer, check_conversion, probe_like
 from edge_sdk.errors import ConversionError
 
 
@@ -59,9 +60,12 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         settings: which layers, which candidates.
 
     Raises:
-        ConversionError: a pattern matches no convolution, or nothing is left to convert.
+        ConversionError: a pattern matches no convolution, nothing is left to convert, or the converted network does
+            not agree with the teacher.
     """
     network = _copy_of(teacher).eval()
+    probe = probe_like(example)
+    expected = answer(network, probe)
     uses = survey(network, example)
     _check_patterns(settings, uses)
     for use in uses:
@@ -107,6 +111,7 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     net = DeltaNet(network, tape)
     unused = _drop_unused(net, example)
     reports = [_told(row, unused) for row in reports]
+    check_conversion(net, probe, expected)
     return Conversion(net, tuple(reports))
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.steps import State, StepPair
@@ -332,7 +333,9 @@ class DeltaNet(StepPair):
             _, state = self.keyframe(x)
             leaves = {name: value.detach().requires_grad_() for name, value in state.items()}
             out, _ = self.delta(x, dict(leaves))
-            grads = torch.autograd.grad(out.sum(), list(leaves.values()), allow_unused=True)
+            answers = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
+            total = torch.stack([t.sum() for t in answers]).sum() if answers else torch.zeros((), requires_grad=True)
+            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         return {name for name, grad in zip(leaves, grads, strict=True) if grad is None}
 
     def keep_choices(self) -> DeltaNet:
