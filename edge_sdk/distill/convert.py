@@ -109,9 +109,9 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         )
     _replace(network, replaced)
     net = DeltaNet(network, tape)
+    check_conversion(net, probe, expected)
     unused = _drop_unused(net, example)
     reports = [_told(row, unused) for row in reports]
-    check_conversion(net, probe, expected)
     return Conversion(net, tuple(reports))
 
 
@@ -152,12 +152,13 @@ def _blocks(network: nn.Module, patterns: tuple[str, ...], key: str) -> dict[str
     """Modules named by the patterns of setting ``key``, outermost first; one inside another is part of it."""
     blocks: dict[str, nn.Module] = {}
     taken: set[int] = set()
-    for name, module in network.named_modules():
+    named = list(network.named_modules(remove_duplicate=False))
+    for name, module in named:
         if name and _matches(name, patterns) and id(module) not in taken:
             blocks[name] = module
             taken |= {id(m) for m in module.modules()}
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name, _ in network.named_modules()):
+        if not any(fnmatchcase(name, pattern) for name, _ in named):
             raise ConversionError(
                 f"'delta.{key}': the pattern '{pattern}' matches no module.",
                 hint=f"The network's parts are: {', '.join(n for n, _ in network.named_children())}.",

@@ -202,9 +202,9 @@ class DeltaConv2d(nn.Conv2d, Joined):
         gate = self.g_gate()
         return gate * self.g_full(dx) + (1 - gate) * self.g_low(dx)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output in the current pass."""
-        return self.joined(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output in the current pass; the argument is named as in ``nn.Conv2d``."""
+        return self.joined(input)
 
 
 class DeltaBlock(nn.Module, Joined):
