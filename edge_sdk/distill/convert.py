@@ -211,6 +211,8 @@ def _block_macs(use: ConvUse, settings: DeltaSettings) -> int:
 
 
 def _check_patterns(settings: DeltaSettings, uses: list[ConvUse]) -> None:
+    if not uses:
+        return  # said better by whoever finds nothing to convert
     names = [name for use in uses for name in use.names]
     for key in ("include", "exclude", "full"):
         for pattern in getattr(settings, key):
