@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
-from edge_sdk.distill.delta import DeltaNet, Pass
+from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Pass
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit
 from edge_sdk.distill.losses import SegmentationLoss
@@ -58,28 +60,32 @@ class PairObjective(Objective):
         gated = [layer for layer in net.layers if layer.g_gate is not None]
         total = sum(share[layer.label] for layer in gated)
         self.cost_share = {layer.label: share[layer.label] / total for layer in gated}
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(_is_student(name) or teacher_lr > 0)
-        # Inverse feature loss of the first step, for all layers or for each; zero while it is not known.
-        joins = sum(1 for m in net.modules() if hasattr(m, "student_of"))
+        self._trained = _ids(net.student_parameters())
+        for parameter in net.parameters():
+            parameter.requires_grad_(id(parameter) in self._trained or teacher_lr > 0)
+        # Inverse feature loss of the first moving pairs, for all layers or for each; zero while it is not known.
+        joins = net.joins
         self.register_buffer("scale", torch.zeros(joins if loss.feature_scale == "layer" else 1))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def groups(self, optimiser: Optimiser) -> list[dict[str, Any]]:
-        """Students and gates at the full rate, the teacher at its share of it, without weight decay on either gate."""
-        named = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
-        groups = [{"params": [p for n, p in named if _is_student(n)], "lr": optimiser.lr}]
+        """Students and gates at the full rate, the teacher at its share of it; no weight decay on gates."""
+        own = [p for p in self.net.parameters() if id(p) in self._trained]
+        groups: list[dict[str, Any]] = [{"params": own, "lr": optimiser.lr}]
+        if optimiser.weight_decay > 0:
+            gates = [layer.g_gate.logit for layer in self.net.layers if layer.g_gate is not None]
+            groups[0]["params"] = [p for p in own if id(p) not in _ids(gates)]
+            groups.append({"params": gates, "lr": optimiser.lr, "weight_decay": 0.0})
         if self.teacher_lr > 0:
-            teacher = [p for n, p in named if not _is_student(n)]
+            teacher = [p for p in self.net.parameters() if id(p) not in self._trained]
             groups.append({"params": teacher, "lr": optimiser.lr * self.teacher_lr})
-        return groups
+        return [group for group in groups if group["params"]]
 
     def train(self, mode: bool = True) -> PairObjective:
-        """Training mode for the students; norms that could not be folded keep the teacher's statistics."""
+        """Training mode for gates alone: dropout and norms, the teacher's and their copies, stay as deployed."""
         super().train(mode)
         for module in self.net.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+            module.training = mode and isinstance(module, Gate | DeltaConv2d)
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,13 +94,15 @@ class PairObjective(Objective):
         state: State = {}
         with torch.set_grad_enabled(self.teacher_lr > 0):
             self.net.run(Pass.KEYFRAME, first, state, "published")
-        with torch.no_grad():
-            teacher_logits, true_change = self.net.run(Pass.REFERENCE, later, state, "published")
+        with_features = int(self.seen) < self.feature_steps
+        teacher_logits: Tensor | None = None
+        true_change: State = {}
+        if with_features or self.settings.task.source != "labels":
+            with torch.no_grad():
+                teacher_logits, true_change = self.net.run(Pass.REFERENCE, later, state, "published")
         logits, change = self.net.run(Pass.DELTA, later, state, "published")
         task = self.task_loss(logits, batch["mask"].long(), teacher_logits)
-        feature = (
-            self._feature(change, true_change) if int(self.seen) < self.feature_steps else task.new_zeros(())
-        )
+        feature = self._feature(change, true_change) if with_features else task.new_zeros(())
         cost = self._cost(task)
         self.seen += int(self.training)
         total = task + self.settings.feature * feature + self.settings.cost * cost
@@ -104,10 +112,12 @@ class PairObjective(Objective):
         errors = torch.stack([(change[key] - true_change[key]).square().mean() for key in change])
         if self.settings.feature_scale == "none":
             return errors.mean()
-        per_layer = self.settings.feature_scale == "layer"
-        if not bool(self.scale.any()):
-            first = errors.detach() if per_layer else errors.detach().mean()
-            self.scale.copy_(1 / first.clamp(min=1e-12))
+        found, power = errors.detach(), torch.stack([true_change[key].square().mean() for key in change])
+        if self.settings.feature_scale == "mean":
+            found, power = found.mean()[None], power.mean()[None]
+        # Nothing is learnt of the scale where nothing moved, or where the error is one of rounding.
+        fresh = (self.scale == 0) & (found > 1e-6 * power)
+        self.scale.copy_(torch.where(fresh, 1 / found.clamp(min=1e-30), self.scale))
         return (errors * self.scale).mean()
 
     def _cost(self, like: Tensor) -> Tensor:
@@ -118,8 +128,8 @@ class PairObjective(Objective):
         return cost
 
 
-def _is_student(name: str) -> bool:
-    return any(part.startswith("g_") for part in name.split("."))
+def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
+    return {id(parameter) for parameter in parameters}
 
 
 def stream_miou(
