@@ -13,7 +13,7 @@ from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
 from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Pass
 from edge_sdk.distill.frames import FrameSet, FrameToInput
-from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit
+from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
 from edge_sdk.distill.pairs import PairSampler
@@ -195,7 +195,8 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
         "kind": "delta", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
         "example_hw": list(crop_hw),
     }  # fmt: skip
-    save_checkpoint(path, {"state_dict": net.network.state_dict(), "meta": meta})
+    if is_writer():
+        save_checkpoint(path, {"state_dict": net.network.state_dict(), "meta": meta})
     return DistillReport(str(path), figures, _with_choices(conversion))
 
 

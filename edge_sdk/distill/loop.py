@@ -118,9 +118,10 @@ def fit(
     )
     fabric.launch()
     progress = progress if progress is not None and fabric.is_global_zero else Silent()
-    optim, schedule = _optimiser(objective, optimiser, loop.steps)
-    start, figures = _restore(out / "last.pt", objective, optim, schedule, identity) if resume else (0, {})
-    wrapped, optim = fabric.setup(objective, optim)
+    plain, schedule = _optimiser(objective, optimiser, loop.steps)
+    wrapped, optim = fabric.setup(objective, plain)
+    # After the set-up, so that momenta land on the device that their parameters are on.
+    start, figures = _restore(out / "last.pt", objective, plain, schedule, identity) if resume else (0, {})
     batches = _batches(fabric, draw, loop, start)
 
     def checkpoint(step: int) -> None:
@@ -160,11 +161,24 @@ def fit(
     return figures
 
 
+def is_writer() -> bool:
+    """Whether this process writes results: the only one, or the first under ``torchrun``."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0
+
+
+def _one_thread(worker: int) -> None:
+    # OpenCV's threads do not survive the fork that made this worker.
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
 def _batches(fabric: Fabric, draw: Callable[[Any], Batch], loop: LoopSettings, start: int) -> Iterator[Batch]:
     steps = _Steps(draw, loop.seed, fabric.global_rank)
     loader: DataLoader[Batch] = DataLoader(
         steps, batch_size=None, sampler=range(start, loop.steps), num_workers=loop.workers,
-        prefetch_factor=2 if loop.workers else None, pin_memory=fabric.device.type == "cuda",
+        prefetch_factor=2 if loop.workers else None, worker_init_fn=_one_thread, pin_memory=fabric.device.type == "cuda",
     )  # fmt: skip
     placed: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     return iter(placed)

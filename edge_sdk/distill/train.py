@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sdk.distill.frames import FrameSet, FrameToInput, View
-from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit
+from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_weights, save_checkpoint
 from edge_sdk.distill.recipes import TrainRecipe
@@ -140,7 +140,7 @@ def train_teacher(
         "figures": figures,
         "commit": commit,
     }
-    save_checkpoint(
-        path, {"state_dict": {k: v.contiguous() for k, v in network.state_dict().items()}, "meta": meta}
-    )
+    if is_writer():
+        weights = {k: v.contiguous() for k, v in network.state_dict().items()}
+        save_checkpoint(path, {"state_dict": weights, "meta": meta})
     return TrainReport(str(path), figures)
