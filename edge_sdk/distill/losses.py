@@ -32,7 +32,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:
-        """Loss of ``logits`` (N, C, h, w) against labels (N, H, W) int64 and teacher logits (N, C, h, w)."""
+        """Loss of ``logits`` (N, C, h, w) against labels (N, H, W) int64 and teacher logits (N, C, any, any)."""
         total = logits.new_zeros(())
         if self.settings.source != "teacher" and labels is not None:
             total = total + self._cross_entropy(logits, labels)
@@ -65,6 +65,11 @@ class SegmentationLoss(nn.Module):
         return kept.mean()
 
     def _divergence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        if teacher_logits.shape[-2:] != logits.shape[-2:]:
+            size = logits.shape[-2:]
+            teacher_logits = F.interpolate(
+                teacher_logits.float(), size=size, mode="bilinear", align_corners=False
+            )
         heat = self.settings.temperature
         student = F.log_softmax(logits.float() / heat, 1)
         teacher = F.log_softmax(teacher_logits.float() / heat, 1)

@@ -109,9 +109,12 @@ def train_teacher(
     network = make_module(recipe.module)
     if recipe.module.checkpoint is not None:
         fill_module(network, read_weights(recipe.module.checkpoint), recipe.module.checkpoint)
-    crop_hw = recipe.augment.crop_hw or frames.size_hw
+    crop_hw = recipe.preprocess.size_hw or recipe.augment.crop_hw or frames.size_hw
     check_logits(network, crop_hw, len(task.classes), recipe.module.factory)
-    teacher = load_module(recipe.teacher) if recipe.teacher is not None else None
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = load_module(recipe.teacher)
+        check_logits(teacher, crop_hw, len(task.classes), recipe.teacher.factory)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     to_input = FrameToInput(recipe.preprocess)
     loss = SegmentationLoss(recipe.loss, task.ignore_label, frames.class_share(len(task.classes)))
