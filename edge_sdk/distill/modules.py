@@ -22,6 +22,10 @@ from edge_sdk.files import atomic_file, require_file
 _NESTED_KEYS = ("state_dict", "model", "model_state_dict", "module", "weights", "net")
 
 
+# What wrappers put before every name, outermost first.
+_PREFIXES = ("module.", "_orig_mod.", "module.")
+
+
 def make_module(settings: ModuleSettings) -> nn.Module:
     """Call the factory; the module has its initial weights.
 
@@ -124,9 +128,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     weights = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if not weights:
         raise CheckpointError(f"checkpoint {path}: expected a state dict, found no tensors in it.")
-    # DistributedDataParallel prefixes every name.
-    if all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
+
+
+def _without_prefix(weights: Mapping[str, Tensor], own: set[str]) -> Mapping[str, Tensor]:
+    """``weights`` without what DistributedDataParallel and ``torch.compile`` put before every name."""
+    for prefix in _PREFIXES:
+        prefixed = bool(weights) and all(name.startswith(prefix) for name in weights)
+        if prefixed and not all(name.startswith(prefix) for name in own):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
@@ -137,6 +147,7 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str | 
         CheckpointError: names the first missing, unexpected or differently shaped tensors.
     """
     own = module.state_dict()
+    weights = _without_prefix(weights, set(own))
     missing = [name for name in own if name not in weights]
     extra = [name for name in weights if name not in own]
     shapes = [
