@@ -44,20 +44,24 @@ class PairSampler:
         self._clip_start = {i: start for start, stop in clips for i in range(start + 1, stop)}
         stills = range(clips[-1][1] if clips else 0, len(self.frames))
         self._later = np.array([*self._clip_start, *stills])
+        self._chance = None
+        if data.video_share is not None and self._clip_start and len(stills):
+            self._chance = np.full(len(self._later), (1 - data.video_share) / len(stills))
+            self._chance[: len(self._clip_start)] = data.video_share / len(self._clip_start)
 
     def __call__(self, rng: np.random.Generator) -> Batch:
         """One batch: ``first`` and ``frame`` (N, H, W, 3) uint8 BGR, ``mask`` (N, H, W) uint8, ``gap`` (N,) int64."""
-        rows = [self._pair(rng, int(index)) for index in rng.choice(self._later, self.batch)]
+        rows = [self._pair(rng, int(index)) for index in rng.choice(self._later, self.batch, p=self._chance)]
         first, frame, mask = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3))
         return {"first": first, "frame": frame, "mask": mask, "gap": torch.tensor([row[3] for row in rows])}
 
     def _pair(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         later = self.frames.images[index]
-        gap = int(rng.integers(1, self.data.max_gap + 1))
         if index in self._clip_start:
-            gap = min(gap, index - self._clip_start[index])
+            gap = int(rng.integers(1, min(self.data.max_gap, index - self._clip_start[index]) + 1))
             earlier = self.frames.images[index - gap]
         else:
+            gap = int(rng.integers(1, self.data.motion.max_gap + 1))
             earlier = moved(later, rng, self.data.motion, gap)
         view = View(rng, self.augment, self.frames.size_hw)
         mask = self.frames.masks[index]

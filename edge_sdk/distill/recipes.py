@@ -155,6 +155,11 @@ class TrainRecipe(Settings):
     def _teacher_present(self) -> TrainRecipe:
         if self.loss.source != "labels" and self.teacher is None:
             raise ValueError(f"loss.source '{self.loss.source}' needs a 'teacher'")
+        given = self.teacher.checkpoint if self.teacher is not None else None
+        if given is not None and given.resolve() == (self.out / "model.pt").resolve():
+            raise ValueError(
+                f"'out': {self.out} is where the teacher's checkpoint lies, expected another folder"
+            )
         return self
 
 
@@ -190,6 +195,7 @@ class Motion(Settings):
     """Random camera motion that turns a still into a pair; every amount is per frame of gap.
 
     Args:
+        max_gap: largest distance in frames; drawn evenly from 1 for every pair.
         shift: translation, as a share of the frame's side.
         zoom: relative change of scale; forward motion enlarges later frames.
         turn: rotation in degrees.
@@ -198,8 +204,9 @@ class Motion(Settings):
         light: relative change of brightness.
     """
 
+    max_gap: Positive = 9
     shift: Share = 0.006
-    zoom: Share = 0.01
+    zoom: Share = 0.02
     turn: Annotated[float, Field(ge=0)] = 0.15
     parallax: Share = 0.8
     light: Share = 0.004
@@ -211,14 +218,16 @@ class PairData(Settings):
     Args:
         video: sources of consecutive frames; both frames of a pair are real.
         stills: sources of unrelated frames; the first frame of a pair is the second one under random camera motion.
-        max_gap: largest distance in frames between the two; drawn evenly from 1 for every pair.
+        max_gap: largest distance between the frames of a pair from video; drawn evenly from 1 for every pair.
         motion: for ``stills``.
+        video_share: chance that a pair is from video where there are both kinds; ``None``: by their number of frames.
     """
 
     video: tuple[str, ...] = ()
     stills: tuple[str, ...] = ()
     max_gap: Positive = 9
     motion: Motion = Motion()
+    video_share: Share | None = None
 
     @model_validator(mode="after")
     def _some(self) -> PairData:
