@@ -21,7 +21,7 @@ from pydantic import Field, JsonValue
 
 import edge_sdk
 from edge_sdk.errors import BundleError, ChecksumError, FileFormatError, MissingFileError, RecipeError
-from edge_sdk.files import atomic_folder, sha256_of
+from edge_sdk.files import atomic_folder, require_writable, sha256_of
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.tasks import Task, TaskSpec, task_from_spec
@@ -196,9 +196,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, Path 
         raise BundleError("manifest.files: expected it empty, write_bundle records the files itself.")
     check_manifest(manifest)
     _check_listed(manifest, files)
-    # The folder is replaced as a whole; a slip of the pen must not take someone's data with it.
-    if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
-        raise BundleError(f"bundle {target}: something else is in its place.", hint="Name another folder.")
+    require_place(target)
     with atomic_folder(target) as folder:
         records = {name: _place(folder / name, content) for name, content in files.items()}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -211,6 +209,20 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, Path 
         )
         (folder / MANIFEST).write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Bundle.open(target)
+
+
+def require_place(path: str | Path) -> None:
+    """Refuse a place that :func:`write_bundle` would not write to.
+
+    Raises:
+        BundleError: something else than a bundle is there.
+        OutputError: nothing can be written there.
+    """
+    target = Path(path)
+    # The folder is replaced as a whole; a slip of the pen must not take someone's data with it.
+    if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+        raise BundleError(f"bundle {target}: something else is in its place.", hint="Name another folder.")
+    require_writable(target)
 
 
 def _place(target: Path, content: Path | bytes) -> FileRecord:

@@ -51,6 +51,21 @@ def _refusals_named(target: Path) -> Iterator[None]:
         ) from error
 
 
+def require_writable(folder: str | Path) -> None:
+    """Refuse, before long work, a folder that could not be made or written to at its end.
+
+    Raises:
+        OutputError: something else is in its way, or the rights are missing.
+    """
+    target = Path(folder)
+    place = next(path for path in (target, *target.absolute().parents) if path.exists())
+    with _refusals_named(target):
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on error it is removed.

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edge_sdk.errors import FileFormatError, RecipeError
 from edge_sdk.files import require_file
 
+# Of a value quoted in a message, which stays one readable line.
+_LONGEST = 80
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error."""
@@ -72,7 +75,11 @@ def _describe(error: Any, kind: type[BaseModel]) -> str:
         return f"unknown key '{key}'{meant}"
     if error["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}': {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+    what = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:  # a rule over several keys; it names them itself
+        return what
+    got = repr(error["input"])
+    return f"'{key}': {what}, got {got if len(got) <= _LONGEST else got[: _LONGEST - 3] + '...'}"
 
 
 def _all_keys(kind: type[BaseModel], seen: frozenset[type] = frozenset()) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 
 from edge_sdk.cli.options import JsonFlag, Limit, Threads
 from edge_sdk.errors import RecipeError
+from edge_sdk.files import require_writable
 
 if TYPE_CHECKING:
     from edge_sdk.evaluate.recipe import EvaluateRecipe
@@ -58,6 +59,8 @@ def evaluate(
         "out": out,
     }
     settings = read_settings(recipe, given)
+    if settings.out is not None:
+        require_writable(settings.out)
     with RichProgress() as progress:
         evaluation = stage.evaluate(settings, progress=progress)
         report = evaluation.write_report(settings.out) if settings.out is not None else None

@@ -15,7 +15,16 @@ import onnx
 import torch
 from torch import Tensor
 
-from edge_sdk.bundle import Bundle, Manifest, StepSpec, StepsSpec, state_input, state_output, write_bundle
+from edge_sdk.bundle import (
+    Bundle,
+    Manifest,
+    StepSpec,
+    StepsSpec,
+    require_place,
+    state_input,
+    state_output,
+    write_bundle,
+)
 from edge_sdk.compile.graphs import Decoder, StepGraph
 from edge_sdk.compile.recipes import ExportRecipe
 from edge_sdk.distill.distil import load_student
@@ -61,9 +70,10 @@ def load_origin(recipe: ExportRecipe) -> Origin:
         )
     if recipe.checkpoint is None:
         raise RecipeError("'checkpoint': expected a file, or 'module' with 'task', got neither.")
-    meta = read_checkpoint(recipe.checkpoint).get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    kind = meta.get("kind")
+    content = read_checkpoint(recipe.checkpoint)
+    meta = content.get("meta")
+    whole = isinstance(meta, dict) and "recipe" in meta and "state_dict" in content
+    kind = meta.get("kind") if isinstance(meta, dict) and whole else None
     if kind == "delta":
         net, distilled, known = load_student(recipe.checkpoint)
         return Origin(net, distilled.task, distilled.preprocess, known)
@@ -85,6 +95,7 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
         EngineError: ONNX Runtime refuses a graph or disagrees with torch by more than the tolerance.
     """
     progress = progress or Silent()
+    require_place(recipe.out)
     origin = load_origin(recipe)
     pair = origin.pair.eval()
     size = origin.preprocess.size_hw or recipe.frame_hw

@@ -74,13 +74,17 @@ class FrameSet:
                         )
             clips.append((start, len(images)))
         found = cls(tuple(images), tuple(masks), tuple(clips))
-        found._check(task)
+        found._check(task, uris)
         return found
 
-    def _check(self, task: TaskSpec | None) -> None:
-        sizes = sorted({image.shape[:2] for image in self.images})
+    def _check(self, task: TaskSpec | None, uris: Sequence[str]) -> None:
+        sizes = {self.images[start].shape[:2]: uri for uri, (start, _) in zip(uris, self.clips, strict=True)}
         if len(sizes) > 1:
-            raise ShapeError(f"'data': expected frames of one size (H, W), got {sizes}.")
+            listed = ", ".join(f"{height} x {width} in {uri}" for (height, width), uri in sizes.items())
+            raise ShapeError(
+                f"'data': expected frames of one size (height x width), got {listed}.",
+                hint="Resize them, or train on one size at a time.",
+            )
         if task is None:
             return
         known = np.zeros(256, bool)
@@ -89,9 +93,12 @@ class FrameSet:
         for index, mask in enumerate(self.masks):
             if mask is not None and not known[mask].all():
                 ids = sorted(set(np.unique(mask[~known[mask]]).tolist()))
+                clips = zip(uris, self.clips, strict=True)
+                uri, first = next((uri, start) for uri, (start, stop) in clips if index < stop)
                 raise RecipeError(
-                    f"'task.classes': frame {index} is labelled with ids {ids}, expected 0..{len(task.classes) - 1} "
-                    f"or ignore_label {task.ignore_label}."
+                    f"'task.classes': frame {index - first} of {uri} is labelled with ids {ids}, "
+                    f"expected 0..{len(task.classes) - 1} or ignore_label {task.ignore_label}.",
+                    hint="Name every class of the labels, or map the ids in the label images.",
                 )
 
     @property

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from edge_sdk.distill.modules import read_checkpoint, save_checkpoint
 from edge_sdk.distill.recipes import LoopSettings, Optimiser
 from edge_sdk.errors import CheckpointError, EdgeSdkError
+from edge_sdk.files import require_writable
 
 Batch = dict[str, Tensor]
 
@@ -117,6 +118,7 @@ def fit(
         precision=loop.precision,
     )
     fabric.launch()
+    require_writable(out)
     progress = progress if progress is not None and fabric.is_global_zero else Silent()
     plain, schedule = _optimiser(objective, optimiser, loop.steps)
     wrapped, optim = fabric.setup(objective, plain)

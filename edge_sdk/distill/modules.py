@@ -39,7 +39,7 @@ def make_module(settings: ModuleSettings) -> nn.Module:
         factory = getattr(importlib.import_module(where), name)
     except Exception as error:  # a user's package may raise anything while it is imported
         raise RecipeError(
-            f"'factory': cannot import {settings.factory}: {_reason(error)}.",
+            f"'factory': cannot import {settings.factory}: {reason_of(error)}.",
             hint="Check the spelling, and that the package is installed or its folder is on PYTHONPATH.",
         ) from error
     try:
@@ -52,7 +52,7 @@ def make_module(settings: ModuleSettings) -> nn.Module:
         module = factory(**settings.arguments)
     except Exception as error:  # it is the user's code
         raise RecipeError(
-            f"'factory': {settings.factory} raised {_reason(error)}.",
+            f"'factory': {settings.factory} raised {reason_of(error)}.",
             hint="Check its 'arguments', and call it by hand.",
         ) from error
     if not isinstance(module, nn.Module):
@@ -63,7 +63,7 @@ def make_module(settings: ModuleSettings) -> nn.Module:
     return module
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first sentence of somebody else's error."""
     text = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -105,9 +105,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {file}: not a file of tensors, or with code in it{what}, which is never run.",
             hint="Save it again as a state dict: torch.save(model.state_dict(), path).",
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
         raise FileFormatError(
-            f"checkpoint {file}: truncated or not a file of tensors ({_reason(error)}).",
+            f"checkpoint {file}: truncated or not a file of tensors ({reason_of(error)}).",
             hint="Copy it again, or save it again as a state dict: torch.save(model.state_dict(), path).",
         ) from error
     if not isinstance(content, dict):

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from edge_sdk.distill.frames import FrameSet, FrameToInput, View
 from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
-from edge_sdk.distill.modules import fill_module, load_module, make_module, read_weights, save_checkpoint
+from edge_sdk.distill.modules import (
+    fill_module,
+    load_module,
+    make_module,
+    read_weights,
+    reason_of,
+    save_checkpoint,
+)
 from edge_sdk.distill.recipes import TrainRecipe
 from edge_sdk.errors import ShapeError
 from edge_sdk.tasks import Segmentation, task_from_spec
@@ -81,8 +88,14 @@ def check_logits(network: nn.Module, size_hw: tuple[int, int], classes: int, nam
     """
     was_training = network.training
     network.eval()
-    with torch.no_grad():
-        out: Any = network(torch.zeros(1, 3, *size_hw))
+    try:
+        with torch.no_grad():
+            out: Any = network(torch.zeros(1, 3, *size_hw))
+    except Exception as error:  # it is the user's code
+        raise ShapeError(
+            f"{name}: refuses an input of (1, 3, {size_hw[0]}, {size_hw[1]}): {reason_of(error)}.",
+            hint="Give it a size that it takes: preprocess.size_hw, or augment.crop_hw in training.",
+        ) from error
     network.train(was_training)
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[1] != classes:

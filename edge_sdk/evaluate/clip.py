@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_sdk.errors import RecipeError, ShapeError, VideoError
+from edge_sdk.errors import FileFormatError, RecipeError, ShapeError, VideoError
 from edge_sdk.tasks import Prediction, Segmentation, Task
 from edge_sdk.video import open_source
 from edge_sdk.video.frame import Frame
@@ -113,6 +113,10 @@ def _truth(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segm
     if not isinstance(truth, Segmentation) or truth.mask.shape != size_hw:
         shape = truth.mask.shape if isinstance(truth, Segmentation) else type(truth).__name__
         raise ShapeError(f"{uri}: labels of frame {frame.seq}: expected a mask of {size_hw}, got {shape}.")
+    try:
+        task.score().update(truth, truth)
+    except FileFormatError as error:  # ids that are no classes; better known now than after every pass
+        raise FileFormatError(f"{uri}: labels of frame {frame.seq}: {error}") from error
     return truth
 
 
