@@ -55,14 +55,12 @@ class SegmentationLoss(nn.Module):
 
     def _hard_pixels(self, full: Tensor, labels: Tensor, loss: Tensor, valid: Tensor) -> Tensor:
         """Mean loss of the pixels whose true class got too little, or of the hardest ``ohem_keep``."""
-        with torch.no_grad():
-            truth = full.softmax(1).gather(1, labels.where(valid, 0)[:, None])[:, 0][valid]
-            keep = min(self.settings.ohem_keep, truth.numel())
-            if keep == 0:
-                return loss.sum()
-            threshold = max(float(truth.kthvalue(keep).values), self.settings.ohem_prob or 0.0)
-        kept = loss[valid][truth <= threshold]
-        return kept.mean()
+        truth = full.detach().softmax(1).gather(1, labels.where(valid, 0)[:, None])[:, 0][valid]
+        keep = min(self.settings.ohem_keep, truth.numel())
+        if keep == 0:
+            return loss.sum()
+        threshold = max(float(truth.kthvalue(keep).values), self.settings.ohem_prob or 0.0)
+        return loss[valid][truth <= threshold].mean()
 
     def _divergence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         if teacher_logits.shape[-2:] != logits.shape[-2:]:
