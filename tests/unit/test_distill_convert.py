@@ -159,7 +159,7 @@ def test_both_names_of_a_shared_layer_may_be_used() -> None:
     for pattern in ("middle.one", "middle.other"):
         rows = convert(nets.foreign("shared"), include=(pattern,)).layers
         assert [row.converted for row in rows] == [False, True, False]
-    with pytest.raises(ConversionError, match="no convolution of Ends can be converted .*excluded"):
+    with pytest.raises(ConversionError, match=r"no convolution of Ends can be converted .*excluded"):
         convert(nets.foreign("shared"), exclude=("middle.other",))
 
 
@@ -335,11 +335,11 @@ def test_kept_blocks_hold_the_keyframe() -> None:
         slow = teacher.middle.coarse(teacher.middle.feeds(teacher.first(image)))  # type: ignore[operator,union-attr]
         close(state["middle.coarse"], slow)
         x = teacher.first(later)  # type: ignore[operator]
-        fine = [layer for layer in found.net.layers if layer.label == "middle.fine"][0]
+        fine = next(layer for layer in found.net.layers if layer.label == "middle.fine")
         expected = torch.relu(slow) + fine.student(x) + state["middle.fine"]
         close(found.net.delta(later, state)[0], teacher.last(expected))  # type: ignore[operator]
 
 
 def test_kept_and_blocks_must_not_overlap() -> None:
-    with pytest.raises(ConversionError, match="'middle.stages.0.a' overlaps with the block 'middle'"):
+    with pytest.raises(ConversionError, match=r"'middle.stages.0.a' overlaps with the block 'middle'"):
         convert(nets.foreign("nested"), blocks=("middle",), kept=("middle.stages.0.a",))
