@@ -27,6 +27,7 @@ from edge_sdk.bundle import (
 )
 from edge_sdk.compile.graphs import Decoder, StepGraph
 from edge_sdk.compile.recipes import ExportRecipe
+from edge_sdk.compile.rewrite import negate_into_convolutions
 from edge_sdk.distill.distil import load_student
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.loop import Progress, Silent, commit_of_sources
@@ -71,9 +72,10 @@ def load_origin(recipe: ExportRecipe) -> Origin:
     if recipe.checkpoint is None:
         raise RecipeError("'checkpoint': expected a file, or 'module' with 'task', got neither.")
     content = read_checkpoint(recipe.checkpoint)
-    meta = content.get("meta")
-    whole = isinstance(meta, dict) and "recipe" in meta and "state_dict" in content
-    kind = meta.get("kind") if isinstance(meta, dict) and whole else None
+    found = content.get("meta")
+    whole = isinstance(found, dict) and "recipe" in found and "state_dict" in content
+    meta: dict[str, Any] = found if whole else {}  # type: ignore[assignment]
+    kind = meta.get("kind")
     if kind == "delta":
         net, distilled, known = load_student(recipe.checkpoint)
         return Origin(net, distilled.task, distilled.preprocess, known)
@@ -158,6 +160,7 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
         ) from error
     model = onnx.load(str(file))
     slim = require("onnxslim", "exporting").slim(model)
+    negate_into_convolutions(slim)
     onnx.checker.check_model(slim, full_check=True)
     onnx.save(slim, str(file))
 
