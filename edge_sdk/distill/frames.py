@@ -139,22 +139,20 @@ class View:
         levels = np.arange(256)[:, None] * gain + offset
         self.table = np.clip(levels, 0, 255).astype(np.uint8)[None]
 
-    def image(self, image: np.ndarray, motion: np.ndarray | None = None) -> np.ndarray:
-        """Crop of an image (H, W, 3) uint8; ``motion`` is a 3 x 3 map from this frame to the stored one."""
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Crop of an image (H, W, 3) uint8 BGR."""
         height, width = self.out_hw
-        matrix = self.to_source if motion is None else motion @ self.to_source
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         out = cv2.warpPerspective(
-            image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101
+            image, self.to_source, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101
         )
         return cv2.LUT(out, self.table)
 
-    def mask(self, mask: np.ndarray, ignore: int, motion: np.ndarray | None = None) -> np.ndarray:
+    def mask(self, mask: np.ndarray, ignore: int) -> np.ndarray:
         """Crop of a label mask (H, W) uint8; pixels from outside the frame become ``ignore``."""
         height, width = self.out_hw
-        matrix = self.to_source if motion is None else motion @ self.to_source
         return cv2.warpPerspective(
-            mask, matrix, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+            mask, self.to_source, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT, borderValue=float(ignore),
         )  # fmt: skip
 
