@@ -15,7 +15,7 @@ from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Pass
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import Batch, Objective, Progress, commit_of_sources, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
-from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
+from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, read_weights, save_checkpoint
 from edge_sdk.distill.pairs import PairSampler
 from edge_sdk.distill.recipes import DeltaLoss, DistillRecipe, Optimiser
 from edge_sdk.distill.steps import State
@@ -174,6 +174,8 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     torch.manual_seed(recipe.loop.seed)
     conversion = to_delta(teacher, torch.zeros(1, 3, *crop_hw), recipe.delta)
     net = conversion.net
+    if recipe.start is not None:
+        fill_module(net.network, read_weights(recipe.start), recipe.start)
     task_loss = SegmentationLoss(
         recipe.loss.task, task.ignore_label, sampler.frames.class_share(len(task.classes))
     )

@@ -265,6 +265,8 @@ class DistillRecipe(Settings):
         delta: which layers get which students.
         data: pairs of frames.
         validation: labelled sources of consecutive frames; measured at every interval in ``intervals``.
+        start: an earlier student of the same teacher and ``delta`` settings to go on from, such as one that meets a new
+            camera; ``None`` starts from the teacher's kernels.
         teacher_lr: learning rate of the teacher's own weights as a share of the student's (0.1 as published); 0 keeps
             the teacher as it is.
     """
@@ -280,5 +282,6 @@ class DistillRecipe(Settings):
     augment: Augment = Augment(scale=(1.0, 1.6))
     loss: DeltaLoss = DeltaLoss()
     optimiser: Optimiser = Optimiser()
+    start: Path | None = None
     teacher_lr: Share = 0.0
     loop: LoopSettings
