@@ -144,10 +144,12 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
     """Write, fold constants, check."""
     names_in = [FRAME, *(state_input(n) for n in graph.reads)]
     names_out = [ANSWER, *(state_output(n) for n in graph.writes)]
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            logger.setLevel(logging.ERROR)
             torch.onnx.export(
                 graph, inputs, str(file), dynamo=True, external_data=False, verbose=False, opset_version=opset,
                 input_names=names_in, output_names=names_out,
@@ -158,6 +160,8 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
             f"{graph.step} step: torch cannot write it as ONNX: {reason}.",
             hint="Try another 'opset', or replace the operator named above in the network.",
         ) from error
+    finally:
+        logger.setLevel(level)
     model = onnx.load(str(file))
     slim = require("onnxslim", "exporting").slim(model)
     negate_into_convolutions(slim)
@@ -242,12 +246,11 @@ def _compare(
     Raises:
         EngineError: a difference exceeds the tolerance.
     """
-    ort = require("onnxruntime", "checking an export")
     worst = {"state": 0.0, "mask": 0.0}
     frames = _test_frames(recipe.frame_hw, 3)
     state: list[Tensor] = []
     for name, (graph, _) in graphs.items():
-        session = ort.InferenceSession(str(files[f"{name}.onnx"]), providers=["CPUExecutionProvider"])
+        session = _session(files[f"{name}.onnx"], name)
         for image in frames[:1] if name == "keyframe" else frames:
             inputs = (torch.from_numpy(image), *(state if graph.reads else ()))
             expected = graph(*inputs)
@@ -267,6 +270,18 @@ def _compare(
                 hint="Look for an operator that behaves differently in ONNX, or raise 'tolerance' knowingly.",
             )
     return worst
+
+
+def _session(file: Path | bytes, step: str) -> Any:
+    ort = require("onnxruntime", "checking an export")
+    try:
+        return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base of their own
+        reason = str(error).strip().split("\n")[0]
+        raise EngineError(
+            f"export: ONNX Runtime refuses the {step} step: {reason}.",
+            hint="Try another 'opset', or replace the operator named above in the network.",
+        ) from error
 
 
 def _manifest(

@@ -50,4 +50,7 @@ class ExportRecipe(Settings):
             raise ValueError("expected either 'checkpoint' or 'module', not both and not neither")
         if self.module is not None and self.task is None:
             raise ValueError("'module' needs a 'task'")
+        known = sorted({"task", "preprocess"} & self.model_fields_set)
+        if self.checkpoint is not None and known:
+            raise ValueError(f"'checkpoint' knows its own {' and '.join(known)}, expected none here")
         return self
