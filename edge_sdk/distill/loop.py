@@ -136,10 +136,12 @@ def fit(
         fabric.barrier()
 
     for step in range(start, loop.steps):
-        # Noise inside the model is a function of the step too, so that resuming repeats it.
+        # Noise inside the model is a function of the step too, so that resuming repeats it. The batch comes first,
+        # because a loader that starts draws a number for itself.
+        batch = next(batches)
         torch.manual_seed(hash((loop.seed, step, fabric.global_rank)) & 0x7FFFFFFF)
         objective.train()
-        loss, shown = wrapped(next(batches))
+        loss, shown = wrapped(batch)
         fabric.backward(loss)
         if optimiser.clip_norm is not None:
             fabric.clip_gradients(wrapped, optim, max_norm=optimiser.clip_norm)
