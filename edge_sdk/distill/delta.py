@@ -334,7 +334,11 @@ class DeltaNet(StepPair):
             leaves = {name: value.detach().requires_grad_() for name, value in state.items()}
             out, _ = self.delta(x, dict(leaves))
             answers = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
-            total = torch.stack([t.sum() for t in answers]).sum() if answers else torch.zeros((), requires_grad=True)
+            total = (
+                torch.stack([t.sum() for t in answers]).sum()
+                if answers
+                else torch.zeros((), requires_grad=True)
+            )
             grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         return {name for name, grad in zip(leaves, grads, strict=True) if grad is None}
 

@@ -182,7 +182,8 @@ def _batches(fabric: Fabric, draw: Callable[[Any], Batch], loop: LoopSettings, s
     steps = _Steps(draw, loop.seed, fabric.global_rank)
     loader: DataLoader[Batch] = DataLoader(
         steps, batch_size=None, sampler=range(start, loop.steps), num_workers=loop.workers,
-        prefetch_factor=2 if loop.workers else None, worker_init_fn=_one_thread, pin_memory=fabric.device.type == "cuda",
+        prefetch_factor=2 if loop.workers else None, worker_init_fn=_one_thread,
+        pin_memory=fabric.device.type == "cuda",
     )  # fmt: skip
     placed: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     return iter(placed)

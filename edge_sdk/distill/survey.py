@@ -148,9 +148,7 @@ class _Survey:
                 self._pair(inputs[0][0], inputs[0][1], self.norms[key])
         return self.order
 
-    def _after_conv(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
+    def _after_conv(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         use = self.uses[id(module)]
         if not use.inputs:
             self.order.append(use)

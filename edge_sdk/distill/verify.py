@@ -59,7 +59,9 @@ def check_conversion(net: DeltaNet, probe: Tensor, expected: list[Tensor]) -> No
             found = answer(step, probe)
         except Exception as error:  # whatever the network's own code raises
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            raise ConversionError(f"'delta': the converted {name} step fails ({reason}).", hint=hint) from error
+            raise ConversionError(
+                f"'delta': the converted {name} step fails ({reason}).", hint=hint
+            ) from error
         off, allowed = _difference(found, expected), _tolerance(expected)
         if not off <= allowed:
             raise ConversionError(
@@ -70,7 +72,9 @@ def check_conversion(net: DeltaNet, probe: Tensor, expected: list[Tensor]) -> No
 
 
 def _tolerance(expected: list[Tensor]) -> float:
-    return max((TOLERANCE.get(t.dtype, COARSE_TOLERANCE) for t in expected if t.is_floating_point()), default=0.0)
+    return max(
+        (TOLERANCE.get(t.dtype, COARSE_TOLERANCE) for t in expected if t.is_floating_point()), default=0.0
+    )
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:

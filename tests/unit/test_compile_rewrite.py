@@ -17,9 +17,14 @@ def _graph(*, shared: bool, swapped: bool) -> onnx.ModelProto:
     weights = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
     bias = rng.standard_normal(4).astype(np.float32)
     sides = ["s", "z"] if swapped else ["z", "s"]
-    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["s"], pads=[1] * 4), helper.make_node("Sub", sides, ["r"])]
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["s"], pads=[1] * 4),
+        helper.make_node("Sub", sides, ["r"]),
+    ]
     shape = [1, 4, 5, 6]
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in (["r", "s"] if shared else ["r"])]
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in (["r", "s"] if shared else ["r"])
+    ]
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 5, 6]),
         helper.make_tensor_value_info("z", TensorProto.FLOAT, shape),

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from edge_sdk.tasks import Segmentation, TaskSpec, task_from_spec
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-functional = pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics is not installed")
+functional = pytest.importorskip(
+    "torchmetrics.functional.classification", reason="torchmetrics is not installed"
+)
 
 
 @settings(max_examples=25)

@@ -211,6 +211,11 @@ def ddrnet(classes: int, width: int, blocks: Sequence[int] = (2, 2, 2, 2), detai
         raise ValueError(f"blocks: expected four counts of at least 1, got {tuple(blocks)}")
     first, second, third, fourth = blocks
     config = DDRNetConfig(
-        classes, width, (first, second, third, fourth), detail_blocks, pool_width=4 * width, head_width=2 * width
+        classes,
+        width,
+        (first, second, third, fourth),
+        detail_blocks,
+        pool_width=4 * width,
+        head_width=2 * width,
     )
     return DDRNet(config)
