@@ -119,8 +119,8 @@ def results_text(evaluation: Evaluation, proofs: list[tuple[str, str, bool]]) ->
         "# camvid: teacher, delta pair and rival",
         "",
         f"Written by `{COMMAND}`; settings in the recipes beside it. Trained on camvid/train alone, measured on",
-        f"camvid/val, {evaluation.source.frames} frames; accuracy over every alignment of the keyframes, times the median of "
-        f"{evaluation.recipe.repeats} interleaved runs.",
+        f"camvid/val, {evaluation.source.frames} frames; accuracy over every alignment of the keyframes, times the "
+        f"median of {evaluation.recipe.repeats} interleaved runs.",
         "",
         f"Machine: {conditions.cpu}, {conditions.cores} cores; ONNX Runtime float32; commit {conditions.commit}; "
         f"{conditions.date}.",
@@ -132,11 +132,17 @@ def results_text(evaluation: Evaluation, proofs: list[tuple[str, str, bool]]) ->
     for row in evaluation.rows:
         figures, timing = measured(row), row.timing
         work = f"{row.macs / 1e9:.2f}" if row.macs is not None else ""
-        lines.append(
-            f"| {row.name} | {figures['miou']:.4f} | {figures['agreement']:.4f} "
-            f"| {figures['temporal_consistency']:.4f} | {timing.mean_ms.median:.2f} ({timing.mean_ms.iqr:.2f}) | {timing.p99_ms.median:.2f} "
-            f"| {timing.speedup.median:.2f} ({timing.speedup.iqr:.2f}) | {work} | {row.state_bytes / 1e6:.2f} |"
-        )
+        spent, gained = timing.mean_ms, timing.speedup
+        cells = [
+            row.name,
+            *(f"{figures[key]:.4f}" for key in ("miou", "agreement", "temporal_consistency")),
+            f"{spent.median:.2f} ({spent.iqr:.2f})",
+            f"{timing.p99_ms.median:.2f}",
+            f"{gained.median:.2f} ({gained.iqr:.2f})",
+            work,
+            f"{row.state_bytes / 1e6:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## mIoU by distance from the keyframe", ""]
     pairs = [row for row in evaluation.rows if row.by_distance]
     longest = max(len(row.by_distance) for row in pairs)

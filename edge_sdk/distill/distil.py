@@ -97,7 +97,10 @@ class PairObjective(Objective):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and its parts."""
-        first, later = self.to_input(batch["first"]), self.to_input(batch["frame"])
+        first, later = (
+            self.to_input(batch[name]).contiguous(memory_format=torch.channels_last)
+            for name in ("first", "frame")
+        )
         state: State = {}
         with torch.set_grad_enabled(self.teacher_lr > 0):
             self.net.run(Pass.KEYFRAME, first, state, "published")
@@ -206,10 +209,8 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
         "example_hw": list(crop_hw),
     }  # fmt: skip
     if is_writer():
-        save_checkpoint(
-            path,
-            {"state_dict": {k: v.contiguous() for k, v in net.network.state_dict().items()}, "meta": meta},
-        )
+        weights = {name: value.contiguous() for name, value in net.network.state_dict().items()}
+        save_checkpoint(path, {"state_dict": weights, "meta": meta})
     return DistillReport(str(path), figures, _with_choices(conversion))
 
 
