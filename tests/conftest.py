@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+
+# Many small tensors are slower on several threads, and tests share their machine. Set before torch is loaded, and not
+# by importing it: tests of the device's side run without it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The device's tests also run where only the device's packages are.
 with contextlib.suppress(ImportError):
