@@ -1,0 +1,87 @@
+"""Every recipe in the repository is one that its stage takes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edge_sdk.evaluate.recipe import EvaluateRecipe
+from edge_sdk.settings import Settings, load_recipe
+from edge_sdk.video.clips import CalibrationClipsRecipe
+
+pytest.importorskip("torch")  # edge_sdk.distill and edge_sdk.compile load it
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(
+    path for folder in ("benchmarks", "calibration", "engines") for path in (ROOT / folder).rglob("*.yaml")
+)
+BUILT = re.compile(r"(^|/)(runs|built)/")
+
+
+def kind_of(data: dict[str, Any]) -> type[Settings]:
+    """The settings model of the stage that a recipe is for, told by keys that no other stage has."""
+    from edge_sdk.compile import ExportRecipe
+    from edge_sdk.distill import DistillRecipe, TrainRecipe
+
+    kinds: tuple[tuple[str, type[Settings]], ...] = (
+        ("frame_hw", ExportRecipe),
+        ("sources", CalibrationClipsRecipe),
+        ("bundle", EvaluateRecipe),
+        ("module", TrainRecipe),
+        ("teacher", DistillRecipe),
+    )
+    return next(kind for key, kind in kinds if key in data)
+
+
+def values(data: Any) -> list[tuple[str, Any]]:
+    """Every key and its value, at any depth."""
+    if isinstance(data, list):
+        return [pair for item in data for pair in values(item)]
+    if not isinstance(data, dict):
+        return []
+    return [pair for key, item in data.items() for pair in ((key, item), *values(item))]
+
+
+def test_the_folders_hold_recipes() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in RECIPES} == {"benchmarks", "calibration", "engines"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
+def test_a_recipe_is_taken_by_its_stage(path: Path) -> None:
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = load_recipe(path, kind_of(data))
+    # What a recipe makes goes where git does not look.
+    out = getattr(recipe, "out", None)
+    assert out is None or BUILT.search(str(out)), out
+    for key, value in values(data):
+        if key == "factory" and not value.startswith("my_package."):
+            module, _, name = value.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_the_benchmarks_recipes_hang_together() -> None:
+    from edge_sdk.compile import ExportRecipe
+    from edge_sdk.distill import DistillRecipe, TrainRecipe
+
+    teacher = load_recipe(ROOT / "benchmarks/camvid/teacher.yaml", TrainRecipe)
+    student = load_recipe(ROOT / "benchmarks/camvid/student.yaml", DistillRecipe)
+    engine = load_recipe(ROOT / "engines/camvid_ddrnet.yaml", ExportRecipe)
+    clips = load_recipe(ROOT / "calibration/camvid.yaml", CalibrationClipsRecipe)
+    assert student.teacher.checkpoint == teacher.out / "model.pt"
+    assert (student.teacher.factory, student.teacher.arguments) == (
+        teacher.module.factory,
+        teacher.module.arguments,
+    )
+    assert student.task.classes == teacher.task.classes
+    assert engine.checkpoint == student.out / "student.pt"
+    # Neither training nor calibration sees what is measured.
+    measured = set(teacher.validation) | set(student.validation)
+    seen = {*teacher.data, *student.data.video, *student.data.stills, *clips.sources}
+    assert not {uri.split("?")[0].rstrip("/") for uri in measured} & {
+        uri.split("?")[0].rstrip("/") for uri in seen
+    }
