@@ -260,9 +260,9 @@ def test_the_program_in_the_readme_runs(bundle, tmp_path, monkeypatch, capsys):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert '"camera:0"' in program
-    assert '"bundle"' in program
+    assert '"my_pair"' in program
     monkeypatch.chdir(tmp_path)
-    exec(program.replace("camera:0", SOURCE).replace('"bundle"', repr(str(bundle.path))), {})
+    exec(program.replace("camera:0", SOURCE).replace('"my_pair"', repr(str(bundle.path))), {})
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in printed] == (["keyframe"] + ["delta"] * 3) * 3
     with open_source(tmp_path / "annotated.mp4") as video:
