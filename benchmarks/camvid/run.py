@@ -27,21 +27,24 @@ from edge_sdk.settings import load_recipe
 HERE = Path(__file__).parent
 RUNS = Path("runs/camvid")
 FRAME_HW = (360, 480)
-# The class of every second pixel of every second row is decided and repeated, in all three networks alike.
-DECODE_STRIDE = 2
 COMMAND = "python benchmarks/camvid/run.py"
 
 
 def train(progress: RichProgress) -> None:
-    """The three trainings, each from its recipe beside this file."""
+    """The four trainings, each from its recipe beside this file."""
     train_teacher(load_recipe(HERE / "teacher.yaml", TrainRecipe), progress=progress)
-    distill(load_recipe(HERE / "student.yaml", DistillRecipe), progress=progress)
+    for stage in ("student", "student_long"):
+        distill(load_recipe(HERE / f"{stage}.yaml", DistillRecipe), progress=progress)
     train_teacher(load_recipe(HERE / "rival.yaml", TrainRecipe), progress=progress)
 
 
 def bundles(progress: RichProgress) -> dict[str, Bundle]:
     """Export all three for camvid's frame size."""
-    checkpoints = {"teacher": "teacher/model.pt", "rival": "rival/model.pt", "pair": "student/student.pt"}
+    checkpoints = {
+        "teacher": "teacher/model.pt",
+        "rival": "rival/model.pt",
+        "pair": "student_long/student.pt",
+    }
     return {
         name: export(
             ExportRecipe(
@@ -60,7 +63,7 @@ def published_state_bytes() -> int:
     """Bytes of the two-tensor form (x_0 and z_0) for the layers of the student that keep state."""
     import torch
 
-    net, _, _ = load_student(RUNS / "student/student.pt")
+    net, _, _ = load_student(RUNS / "student_long/student.pt")
     net.form = "published"
     with torch.no_grad():
         _, state = net.keyframe(torch.zeros(1, 3, *FRAME_HW))
