@@ -47,12 +47,7 @@ def bundles(progress: RichProgress) -> dict[str, Bundle]:
     }
     return {
         name: export(
-            ExportRecipe(
-                out=RUNS / f"{name}_bundle",
-                checkpoint=RUNS / file,
-                frame_hw=FRAME_HW,
-                decode_stride=DECODE_STRIDE,
-            ),
+            ExportRecipe(out=RUNS / f"{name}_bundle", checkpoint=RUNS / file, frame_hw=FRAME_HW),
             progress=progress,
         )
         for name, file in checkpoints.items()
