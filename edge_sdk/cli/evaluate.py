@@ -10,6 +10,7 @@ import typer
 from edge_sdk.cli.options import JsonFlag, Limit, Threads
 from edge_sdk.errors import RecipeError
 from edge_sdk.files import require_writable
+from edge_sdk.optional import require
 
 if TYPE_CHECKING:
     from edge_sdk.evaluate.recipe import EvaluateRecipe
@@ -61,6 +62,8 @@ def evaluate(
     settings = read_settings(recipe, given)
     if settings.out is not None:
         require_writable(settings.out)
+        for package in ("jinja2", "matplotlib"):  # known now, not after minutes of work
+            require(package, "the report of edge-sdk evaluate (--out)")
     with RichProgress() as progress:
         evaluation = stage.evaluate(settings, progress=progress)
         report = evaluation.write_report(settings.out) if settings.out is not None else None

@@ -281,3 +281,12 @@ def test_a_device_is_told_what_the_other_verbs_need(on_a_device, verb: str, tmp_
     (line,) = done.stderr.splitlines()
     assert f"edge-sdk {verb} needs the package torch" in line
     assert "pip install 'edge_sdk[workstation]'" in line
+
+
+def test_a_report_that_cannot_be_drawn_is_refused_before_the_work(
+    on_a_device, exported: dict[str, Any], work: Path, tmp_path: Path
+) -> None:
+    done = on_a_device("-m", "edge_sdk", "evaluate", work / "bundle", scene(5), "--out", tmp_path / "report")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--out) needs the package jinja2" in line
