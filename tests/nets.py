@@ -62,7 +62,8 @@ class _Nested(nn.Module):
         self.stages = nn.ModuleList([nn.ModuleDict({"a": block, "b": nn.Sequential(nn.Conv2d(8, 8, 1))})])
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.stages[0]["b"](self.stages[0]["a"](x))
+        stage = self.stages[0]
+        return x + stage["b"](stage["a"](x))  # type: ignore[index]
 
 
 class _Keywords(nn.Module):
@@ -287,7 +288,7 @@ def _conv_norm(**settings: object) -> nn.Module:
 
 def _replaced_forward() -> nn.Module:
     conv = nn.Conv2d(8, 8, 3, padding=1)
-    conv.forward = lambda x: F.conv2d(x, conv.weight * 0.5, conv.bias, padding=1)  # type: ignore[method-assign]
+    conv.forward = lambda x: F.conv2d(x, conv.weight * 0.5, conv.bias, padding=1)  # type: ignore[method-assign,assignment]
     return nn.Sequential(conv, nn.Conv2d(8, 8, 1))
 
 
@@ -365,8 +366,8 @@ def picker() -> nn.Module:
     """Its logits are its input's three channels, so that a mask says which one is largest."""
     network = nn.Sequential(nn.Conv2d(3, 3, 1))
     with torch.no_grad():
-        network[0].weight.copy_(torch.eye(3)[:, :, None, None])  # type: ignore[operator,union-attr]
-        network[0].bias.zero_()  # type: ignore[operator,union-attr]
+        network[0].weight.copy_(torch.eye(3)[:, :, None, None])  # type: ignore[operator]
+        network[0].bias.zero_()  # type: ignore[operator]
     return network
 
 

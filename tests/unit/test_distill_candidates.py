@@ -81,7 +81,7 @@ def convolutions(draw: st.DrawFn) -> nn.Conv2d:
     torch.manual_seed(draw(st.integers(0, 99)))
     return nn.Conv2d(
         c_in, c_out, kernel, stride, padding, dilation, groups,  # type: ignore[arg-type]
-        bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float64,
+        bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float64,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def test_a_gate_starts_at_the_published_chance() -> None:
 def test_a_gate_passes_the_soft_values_gradient() -> None:
     torch.manual_seed(0)
     gate = Gate().train()
-    grads = []
+    grads: list[float] = []
     for _ in range(50):
         gate.logit.grad = None
         gate().backward()
@@ -302,7 +302,7 @@ def test_evaluation_follows_gates_that_flip_after_the_first_eval() -> None:
     layer.eval()
     assert layer.student is layer.g_full
     x, y = torch.randn(2, 1, 8, 9, 9)
-    torch.testing.assert_close(layer.change_of(x, y), layer.g_full(x - y))  # type: ignore[misc]
+    torch.testing.assert_close(layer.change_of(x, y), layer.g_full(x - y))
     layer.keep_choice()
     assert layer.g_low is None
     assert layer.g_gate is None

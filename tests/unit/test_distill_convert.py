@@ -281,7 +281,7 @@ def test_a_block_that_is_one_convolution_is_narrowed() -> None:
     teacher = nets.foreign("nested")
     found = convert(teacher, blocks=("middle.stages.0.b.0",))
     (block,) = [m for m in found.net.modules() if type(m).__name__ == "DeltaBlock"]
-    assert [c.out_channels for c in block.g_block.modules() if isinstance(c, nn.Conv2d)] == [2, 8]
+    assert [c.out_channels for c in block.g_block.modules() if isinstance(c, nn.Conv2d)] == [2, 8]  # type: ignore[union-attr]
     check_forms(found.net, teacher)
 
 

@@ -31,7 +31,7 @@ from tests import nets  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CLIP = "synthetic:shapes?height=32&width=48&frames=6"
 TASK = TaskSpec(classes=SYNTHETIC_CLASSES)
-TINY = {"factory": "tests.nets:tiny", "arguments": {"classes": len(SYNTHETIC_CLASSES)}}
+TINY: dict[str, Any] = {"factory": "tests.nets:tiny", "arguments": {"classes": len(SYNTHETIC_CLASSES)}}
 
 
 class Stop(Exception):
@@ -171,6 +171,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, teacher: Path) 
     ):
         distill(recipe)
     assert not (tmp_path / "student.pt").exists()
+
+
+def test_a_distillation_may_start_from_anothers_student(tmp_path: Path, teacher: Path) -> None:
+    distill(distil_recipe(tmp_path / "a", teacher))
+    first = tmp_path / "a" / "student.pt"
+    # At a rate of almost nothing the second ends where it started.
+    again = distil_recipe(tmp_path / "b", teacher, start=first, optimiser={"lr": 1e-30}, loop={"steps": 1})
+    distill(again)
+    assert same(weights(first), weights(tmp_path / "b" / "student.pt"))
+    with pytest.raises(
+        CheckpointError, match=r"teacher.pt does not fit .* missing \(0.bias, 3.bias, 3.g_full.weight"
+    ):
+        distill(distil_recipe(tmp_path / "c", teacher, start=teacher))
 
 
 def test_a_bad_student_file(tmp_path: Path, teacher: Path) -> None:

@@ -99,7 +99,7 @@ def test_both_sources_add_up_and_labels_alone_ignore_the_teacher() -> None:
     student, labels = logits_and_labels(4)
     teacher, _ = logits_and_labels(5)
     parts = {
-        source: SegmentationLoss(TaskLoss(source=source), IGNORE)(student, labels, teacher)  # type: ignore[arg-type]
+        source: SegmentationLoss(TaskLoss(source=source), IGNORE)(student, labels, teacher)
         for source in ("labels", "teacher", "both")
     }
     torch.testing.assert_close(parts["both"], parts["labels"] + parts["teacher"])
@@ -295,7 +295,7 @@ def test_the_teacher_runs_in_evaluation_mode() -> None:
     # Full candidates start as the teacher: without dropout their change is the true one.
     assert made.training
     assert float(shown["feature"]) < 1e-6
-    assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
+    assert torch.equal(norm.running_mean, before)
     gated = objective(teacher=teacher)
     assert all(layer.training and layer.g_gate.training for layer in gated.net.layers)  # type: ignore[union-attr]
 
