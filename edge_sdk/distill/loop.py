@@ -95,7 +95,7 @@ def fit(
     progress: Progress | None = None,
     resume: bool = True,
 ) -> dict[str, Any]:
-    """Train ``objective`` and return its last figures.
+    """Train ``objective`` and return its last figures; noise inside it is a function of seed and step.
 
     Args:
         objective: the module whose forward is the loss.
@@ -125,44 +125,45 @@ def fit(
     # After the set-up, so that momenta land on the device that their parameters are on.
     start, figures = _restore(out / "last.pt", objective, plain, schedule, identity) if resume else (0, {})
     batches = _batches(fabric, draw, loop, start)
-
-    def checkpoint(step: int) -> None:
-        if fabric.is_global_zero:
-            content = {
-                "weights": objective.weights(), "optimiser": optim.state_dict(), "schedule": schedule.state_dict(),
-                "step": step, "figures": figures, "identity": identity,
-            }  # fmt: skip
-            save_checkpoint(out / "last.pt", content)
-        fabric.barrier()
-
     for step in range(start, loop.steps):
-        # Noise inside the model is a function of the step too, so that resuming repeats it. The batch comes first,
-        # because a loader that starts draws a number for itself.
+        # The batch comes before the seed, because a loader that starts draws a number for itself.
         batch = next(batches)
         torch.manual_seed(hash((loop.seed, step, fabric.global_rank)) & 0x7FFFFFFF)
         objective.train()
-        loss, shown = wrapped(batch)
-        fabric.backward(loss)
-        if optimiser.clip_norm is not None:
-            fabric.clip_gradients(wrapped, optim, max_norm=optimiser.clip_norm)
-        optim.step()
-        optim.zero_grad()
+        figures.update(_step(fabric, wrapped, optim, batch, optimiser.clip_norm))
         schedule.step()
-        figures["loss"] = float(loss.detach())
         if not math.isfinite(figures["loss"]):
             raise EdgeSdkError(
                 f"{stage}: the loss became {figures['loss']} at step {step}.",
                 hint="Lower optimiser.lr, set optimiser.clip_norm, or use precision 32-true.",
             )
-        figures.update({name: float(value) for name, value in shown.items()})
         done = step + 1
         if validate is not None and (done % loop.validate_every == 0 or done == loop.steps):
             figures.update(validate() if fabric.is_global_zero else {})
             fabric.barrier()
         if done % loop.checkpoint_every == 0 or done == loop.steps:
-            checkpoint(done)
+            if fabric.is_global_zero:
+                content = {
+                    "weights": objective.weights(), "optimiser": optim.state_dict(),
+                    "schedule": schedule.state_dict(), "step": done, "figures": figures, "identity": identity,
+                }  # fmt: skip
+                save_checkpoint(out / "last.pt", content)
+            fabric.barrier()
         progress.update(stage, done, loop.steps, **figures)
     return figures
+
+
+def _step(
+    fabric: Fabric, wrapped: Any, optim: Any, batch: Batch, clip_norm: float | None
+) -> dict[str, float]:
+    """One optimiser step; the loss and the other figures of the batch."""
+    loss, shown = wrapped(batch)
+    fabric.backward(loss)
+    if clip_norm is not None:
+        fabric.clip_gradients(wrapped, optim, max_norm=clip_norm)
+    optim.step()
+    optim.zero_grad()
+    return {"loss": float(loss.detach()), **{name: float(value) for name, value in shown.items()}}
 
 
 def is_writer() -> bool:
