@@ -76,7 +76,9 @@ def _describe(error: Any, kind: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"'{key}' is missing"
     what = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:  # a rule over several keys; it names them itself
+    if not error["loc"] and isinstance(
+        error["input"], dict
+    ):  # a rule over several keys; it names them itself
         return what
     got = repr(error["input"])
     return f"'{key}': {what}, got {got if len(got) <= _LONGEST else got[: _LONGEST - 3] + '...'}"

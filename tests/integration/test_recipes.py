@@ -70,18 +70,21 @@ def test_the_benchmarks_recipes_hang_together() -> None:
 
     teacher = load_recipe(ROOT / "benchmarks/camvid/teacher.yaml", TrainRecipe)
     student = load_recipe(ROOT / "benchmarks/camvid/student.yaml", DistillRecipe)
+    longer = load_recipe(ROOT / "benchmarks/camvid/student_long.yaml", DistillRecipe)
     engine = load_recipe(ROOT / "engines/camvid_ddrnet.yaml", ExportRecipe)
     clips = load_recipe(ROOT / "calibration/camvid.yaml", CalibrationClipsRecipe)
-    assert student.teacher.checkpoint == teacher.out / "model.pt"
-    assert (student.teacher.factory, student.teacher.arguments) == (
-        teacher.module.factory,
-        teacher.module.arguments,
-    )
-    assert student.task.classes == teacher.task.classes
-    assert engine.checkpoint == student.out / "student.pt"
+    for distilled in (student, longer):
+        assert distilled.teacher.checkpoint == teacher.out / "model.pt"
+        assert distilled.teacher.factory == teacher.module.factory
+        assert distilled.teacher.arguments == teacher.module.arguments
+        assert distilled.task.classes == teacher.task.classes
+    assert longer.start == student.out / "student.pt"
+    assert longer.delta == student.delta
+    assert engine.checkpoint == longer.out / "student.pt"
     # Neither training nor calibration sees what is measured.
-    measured = set(teacher.validation) | set(student.validation)
-    seen = {*teacher.data, *student.data.video, *student.data.stills, *clips.sources}
+    measured = {*teacher.validation, *student.validation, *longer.validation}
+    pairs = (student.data, longer.data)
+    seen = {*teacher.data, *clips.sources, *(uri for data in pairs for uri in (*data.video, *data.stills))}
     assert not {uri.split("?")[0].rstrip("/") for uri in measured} & {
         uri.split("?")[0].rstrip("/") for uri in seen
     }
