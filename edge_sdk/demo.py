@@ -85,7 +85,9 @@ def run_demo(out: Path, progress: Progress, *, seed: int = 0) -> DemoResult:
         else:
             distill(recipe, progress=stage)
     bundles = {
-        name: export(ExportRecipe(out=out / f"{name}_bundle", checkpoint=file, frame_hw=FRAME_HW), progress=progress)
+        name: export(
+            ExportRecipe(out=out / f"{name}_bundle", checkpoint=file, frame_hw=FRAME_HW), progress=progress
+        )
         for name, file in (
             ("teacher", out / "teacher/model.pt"),
             ("rival", out / "rival/model.pt"),
@@ -103,7 +105,9 @@ def run_demo(out: Path, progress: Progress, *, seed: int = 0) -> DemoResult:
     return DemoResult(evaluation, video, report, pair.path)
 
 
-def _training(out: Path, clips: tuple[str, ...], seed: int) -> Iterator[tuple[str, TrainRecipe | DistillRecipe]]:
+def _training(
+    out: Path, clips: tuple[str, ...], seed: int
+) -> Iterator[tuple[str, TrainRecipe | DistillRecipe]]:
     """The three trainings in order."""
     task = TaskSpec(classes=SYNTHETIC_CLASSES, palette=SYNTHETIC_PALETTE)
     optimiser = Optimiser(kind="adamw", lr=2e-3, weight_decay=0.01, curve="cosine", warmup=0.05)
@@ -112,8 +116,17 @@ def _training(out: Path, clips: tuple[str, ...], seed: int) -> Iterator[tuple[st
     teacher = ModuleSettings(factory=_FACTORY, arguments={"classes": len(task.classes), "width": _WIDTH})
     trained = teacher.model_copy(update={"checkpoint": out / "teacher/model.pt"})
     rival = ModuleSettings(factory=_FACTORY, arguments={"classes": len(task.classes), "width": _RIVAL_WIDTH})
-    yield "train teacher", TrainRecipe(
-        out=out / "teacher", module=teacher, task=task, data=clips, augment=augment, optimiser=optimiser, loop=loop
+    yield (
+        "train teacher",
+        TrainRecipe(
+            out=out / "teacher",
+            module=teacher,
+            task=task,
+            data=clips,
+            augment=augment,
+            optimiser=optimiser,
+            loop=loop,
+        ),
     )
     yield "train rival", TrainRecipe(
         out=out / "rival", module=rival, teacher=trained, task=task, data=clips, augment=augment,
