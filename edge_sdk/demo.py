@@ -112,7 +112,7 @@ def _training(
     task = TaskSpec(classes=SYNTHETIC_CLASSES, palette=SYNTHETIC_PALETTE)
     optimiser = Optimiser(kind="adamw", lr=2e-3, weight_decay=0.01, curve="cosine", warmup=0.05)
     augment = Augment(crop_hw=CROP_HW, scale=(0.7, 1.3))
-    loop = LoopSettings(steps=500, batch=8, seed=seed, validate_every=500, checkpoint_every=100)
+    loop = LoopSettings(steps=700, batch=8, seed=seed, validate_every=700, checkpoint_every=100)
     teacher = ModuleSettings(factory=_FACTORY, arguments={"classes": len(task.classes), "width": _WIDTH})
     trained = teacher.model_copy(update={"checkpoint": out / "teacher/model.pt"})
     rival = ModuleSettings(factory=_FACTORY, arguments={"classes": len(task.classes), "width": _RIVAL_WIDTH})
