@@ -27,6 +27,8 @@ from edge_sdk.settings import load_recipe
 HERE = Path(__file__).parent
 RUNS = Path("runs/camvid")
 FRAME_HW = (360, 480)
+# The class of every second pixel of every second row is decided and repeated, in all three networks alike.
+DECODE_STRIDE = 2
 COMMAND = "python benchmarks/camvid/run.py"
 
 
@@ -47,7 +49,12 @@ def bundles(progress: RichProgress) -> dict[str, Bundle]:
     }
     return {
         name: export(
-            ExportRecipe(out=RUNS / f"{name}_bundle", checkpoint=RUNS / file, frame_hw=FRAME_HW),
+            ExportRecipe(
+                out=RUNS / f"{name}_bundle",
+                checkpoint=RUNS / file,
+                frame_hw=FRAME_HW,
+                decode_stride=DECODE_STRIDE,
+            ),
             progress=progress,
         )
         for name, file in checkpoints.items()
@@ -75,7 +82,7 @@ def measured(row: Row) -> dict[str, float | None]:
         "mean_ms": timing.mean_ms.median,
         "p99_ms": timing.p99_ms.median,
         "speedup": timing.speedup.median,
-        "runner_ms": timing.runner_ms.median,
+        "runner_ms": timing.runner_ms,
     }
 
 
