@@ -33,9 +33,9 @@ COMMAND = "python benchmarks/camvid/run.py"
 
 
 def train(progress: RichProgress) -> None:
-    """The four trainings, each from its recipe beside this file."""
+    """The five trainings, each from its recipe beside this file."""
     train_teacher(load_recipe(HERE / "teacher.yaml", TrainRecipe), progress=progress)
-    for stage in ("student", "student_long"):
+    for stage in ("student", "student_long", "student_last"):
         distill(load_recipe(HERE / f"{stage}.yaml", DistillRecipe), progress=progress)
     train_teacher(load_recipe(HERE / "rival.yaml", TrainRecipe), progress=progress)
 
@@ -45,7 +45,7 @@ def bundles(progress: RichProgress) -> dict[str, Bundle]:
     checkpoints = {
         "teacher": "teacher/model.pt",
         "rival": "rival/model.pt",
-        "pair": "student_long/student.pt",
+        "pair": "student_last/student.pt",
     }
     return {
         name: export(
@@ -65,7 +65,7 @@ def published_state_bytes() -> int:
     """Bytes of the two-tensor form (x_0 and z_0) for the layers of the student that keep state."""
     import torch
 
-    net, _, _ = load_student(RUNS / "student_long/student.pt")
+    net, _, _ = load_student(RUNS / "student_last/student.pt")
     net.form = "published"
     with torch.no_grad():
         _, state = net.keyframe(torch.zeros(1, 3, *FRAME_HW))

@@ -69,21 +69,24 @@ def test_the_benchmarks_recipes_hang_together() -> None:
     from edge_sdk.distill import DistillRecipe, TrainRecipe
 
     teacher = load_recipe(ROOT / "benchmarks/camvid/teacher.yaml", TrainRecipe)
-    student = load_recipe(ROOT / "benchmarks/camvid/student.yaml", DistillRecipe)
-    longer = load_recipe(ROOT / "benchmarks/camvid/student_long.yaml", DistillRecipe)
+    stages = [
+        load_recipe(ROOT / f"benchmarks/camvid/{name}.yaml", DistillRecipe)
+        for name in ("student", "student_long", "student_last")
+    ]
     engine = load_recipe(ROOT / "engines/camvid_ddrnet.yaml", ExportRecipe)
     clips = load_recipe(ROOT / "calibration/camvid.yaml", CalibrationClipsRecipe)
-    for distilled in (student, longer):
+    for distilled in stages:
         assert distilled.teacher.checkpoint == teacher.out / "model.pt"
         assert distilled.teacher.factory == teacher.module.factory
         assert distilled.teacher.arguments == teacher.module.arguments
         assert distilled.task.classes == teacher.task.classes
-    assert longer.start == student.out / "student.pt"
-    assert longer.delta == student.delta
-    assert engine.checkpoint == longer.out / "student.pt"
+        assert distilled.delta == stages[0].delta
+    for earlier, later in zip(stages, stages[1:], strict=False):
+        assert later.start == earlier.out / "student.pt"
+    assert engine.checkpoint == stages[-1].out / "student.pt"
     # Neither training nor calibration sees what is measured.
-    measured = {*teacher.validation, *student.validation, *longer.validation}
-    pairs = (student.data, longer.data)
+    measured = {*teacher.validation, *(uri for stage in stages for uri in stage.validation)}
+    pairs = [stage.data for stage in stages]
     seen = {*teacher.data, *clips.sources, *(uri for data in pairs for uri in (*data.video, *data.stills))}
     assert not {uri.split("?")[0].rstrip("/") for uri in measured} & {
         uri.split("?")[0].rstrip("/") for uri in seen
