@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_the_benchmarks_recipes_hang_together() -> None:
         assert distilled.teacher.arguments == teacher.module.arguments
         assert distilled.task.classes == teacher.task.classes
         assert distilled.delta == stages[0].delta
-    for earlier, later in zip(stages, stages[1:], strict=False):
+    for earlier, later in pairwise(stages):
         assert later.start == earlier.out / "student.pt"
     assert engine.checkpoint == stages[-1].out / "student.pt"
     # Neither training nor calibration sees what is measured.
