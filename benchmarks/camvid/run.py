@@ -117,6 +117,16 @@ def claims(evaluation: Evaluation, published_bytes: int) -> list[tuple[str, str,
     return found
 
 
+def trained_at(evaluation: Evaluation) -> str:
+    """Commit at which each network's last stage was trained, from the bundles' provenance; + marks local changes."""
+    found = []
+    for facts in evaluation.bundles:
+        training = facts.provenance.get("training")
+        commit = training.get("commit") if isinstance(training, dict) else None
+        found.append(f"{facts.role} {commit}")
+    return ", ".join(found)
+
+
 def results_text(evaluation: Evaluation, proofs: list[tuple[str, str, bool]]) -> str:
     """RESULTS.md."""
     conditions = evaluation.conditions
@@ -129,6 +139,7 @@ def results_text(evaluation: Evaluation, proofs: list[tuple[str, str, bool]]) ->
         "",
         f"Machine: {conditions.cpu}, {conditions.cores} cores; ONNX Runtime float32; commit {conditions.commit}; "
         f"{conditions.date}.",
+        f"Networks trained at: {trained_at(evaluation)}.",
         "",
         "| variant | mIoU | agreement with teacher | temporal consistency | mean ms (IQR) | p99 ms | speed-up (IQR) "
         "| GMAC | state MB |",
