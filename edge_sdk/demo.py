@@ -59,6 +59,7 @@ class _Named:
         self._progress, self._name = progress, name
 
     def update(self, stage: str, done: int, total: int, **figures: float) -> None:
+        """Pass the progress on."""
         self._progress.update(self._name, done, total, **figures)
 
 

@@ -72,32 +72,13 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         if use.norm is not None and _obstacle(use.conv) is None:
             _fold(network, use.conv, use.norm)
     tape = Tape()
-    reports: list[LayerReport] = []
-    replaced: dict[int, nn.Module] = {}
     blocks = _blocks(network, settings.blocks, "blocks")
     kept = _blocks(network, settings.kept, "kept")
     _check_apart(blocks, kept)
     check_blocks(network, example, blocks | kept)
-    inside = {id(m): name for name, block in (blocks | kept).items() for m in block.modules()}
-    for index, use in enumerate(uses):
-        macs = sum(conv_macs(use.conv, hw)[0] for hw in use.inputs)
-        reason = _left_alone(index, len(uses), use, settings)
-        if id(use.conv) in inside:
-            home = inside[id(use.conv)]
-            how, cheapest = ("kept", 0) if home in kept else ("block", _block_macs(use, settings))
-            reports.append(LayerReport(use.name, True, f"{how} {home}", macs, cheapest))
-            continue
-        if reason is None:
-            layer, cheapest = _students(use, settings, tape)
-            if layer is not None:
-                replaced[id(use.conv)] = layer
-                held = " and ".join(
-                    n for n, m in (("full", layer.g_full), ("low rank", layer.g_low)) if m is not None
-                )
-                reports.append(LayerReport(use.name, True, held, macs, cheapest))
-                continue
-            reason = "no cheaper candidate"
-        reports.append(LayerReport(use.name, False, reason, macs, macs))
+    homes = {id(m): f"block {name}" for name, block in blocks.items() for m in block.modules()}
+    homes |= {id(m): f"kept {name}" for name, block in kept.items() for m in block.modules()}
+    reports, replaced = _convert_layers(uses, homes, settings, tape)
     for name, block in blocks.items():
         replaced[id(block)] = DeltaBlock(block, name, tape, _narrow(block, settings))
     replaced |= {id(block): KeptBlock(block, name, tape) for name, block in kept.items()}
@@ -113,6 +94,39 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     unused = _drop_unused(net, example)
     reports = [_told(row, unused) for row in reports]
     return Conversion(net, tuple(reports))
+
+
+def _convert_layers(
+    uses: list[ConvUse], homes: dict[int, str], settings: DeltaSettings, tape: Tape
+) -> tuple[list[LayerReport], dict[int, nn.Module]]:
+    """Students for every convolution that is not inside a block or kept part, and the table of all of them.
+
+    Args:
+        uses: the network's convolutions in order.
+        homes: for each module inside a block or kept part, by identity, the reason to give.
+
+    Returns:
+        the table, and the new layers by the identity of those they replace.
+    """
+    reports: list[LayerReport] = []
+    replaced: dict[int, nn.Module] = {}
+    for index, use in enumerate(uses):
+        macs = sum(conv_macs(use.conv, hw)[0] for hw in use.inputs)
+        home = homes.get(id(use.conv))
+        if home is not None:
+            cheapest = 0 if home.startswith("kept ") else _block_macs(use, settings)
+            reports.append(LayerReport(use.name, True, home, macs, cheapest))
+            continue
+        reason = _left_alone(index, len(uses), use, settings)
+        layer, cheapest = _students(use, settings, tape) if reason is None else (None, macs)
+        if layer is None:
+            reports.append(LayerReport(use.name, False, reason or "no cheaper candidate", macs, macs))
+            continue
+        replaced[id(use.conv)] = layer
+        candidates = (("full", layer.g_full), ("low rank", layer.g_low))
+        held = " and ".join(name for name, candidate in candidates if candidate is not None)
+        reports.append(LayerReport(use.name, True, held, macs, cheapest))
+    return reports, replaced
 
 
 def _drop_unused(net: DeltaNet, example: Tensor) -> set[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,19 +66,6 @@ class _Steps(Dataset[Batch]):
         import numpy as np
 
         return self.draw(np.random.default_rng([self.seed, step, self.rank]))
-
-
-def commit_of_sources() -> str | None:
-    """Git commit of the SDK's sources, with ``+`` where they are changed; ``None`` outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def fit(

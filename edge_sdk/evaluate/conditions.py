@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
 import edge_sdk
+from edge_sdk.revision import commit_of_sources
 from edge_sdk.settings import Settings
 
 _PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "opencv-python")
-_GIT_TIMEOUT_S = 5.0
 
 
 class Conditions(Settings):
@@ -57,7 +55,7 @@ class Conditions(Settings):
             load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
             python=platform.python_version(),
             sdk_version=edge_sdk.__version__,
-            commit=_commit(Path(__file__).resolve().parent),
+            commit=commit_of_sources(),
             packages=_versions(),
         )
 
@@ -94,27 +92,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # one of the two OpenCV wheels is absent, and on a Jetson both are
     return found
-
-
-def _commit(folder: Path) -> str | None:
-    """Commit of the checkout that tracks this very file; a virtual environment inside someone's checkout is none."""
-    git = shutil.which("git")
-    if git is None or _git(git, folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    commit = _git(git, folder, "rev-parse", "--short=12", "HEAD")
-    changed = _git(git, folder, "status", "--porcelain", "--untracked-files=no", ":/edge_sdk")
-    return f"{commit}+changes" if commit and changed else commit
-
-
-def _git(git: str, folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            [git, "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

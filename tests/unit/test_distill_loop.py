@@ -18,11 +18,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from edge_sdk.distill.distil import distill, load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
-from edge_sdk.distill.loop import Objective, commit_of_sources, fit  # noqa: E402
+from edge_sdk.distill.loop import Objective, fit  # noqa: E402
 from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402
 from edge_sdk.distill.recipes import DistillRecipe, LoopSettings, ModuleSettings, Optimiser, TrainRecipe  # noqa: E402
 from edge_sdk.distill.train import frame_miou, train_teacher  # noqa: E402
 from edge_sdk.errors import CheckpointError, EdgeSdkError, RecipeError, ShapeError  # noqa: E402
+from edge_sdk.revision import commit_of_sources  # noqa: E402
 from edge_sdk.settings import parse_settings  # noqa: E402
 from edge_sdk.tasks.base import TaskSpec  # noqa: E402
 from edge_sdk.video.synthetic import SYNTHETIC_CLASSES  # noqa: E402
