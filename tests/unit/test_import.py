@@ -73,3 +73,28 @@ def test_every_export_is_there(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'edge_sdk' has no attribute 'EdgeRuner'"):
         edge_sdk.EdgeRuner  # noqa: B018
+
+
+# A stage's function has its module's name: whichever is asked for first, the package holds the function.
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from edge_sdk.compile import export",
+        "import edge_sdk.compile.export",
+        "from edge_sdk.compile.export import load_origin",
+        "import importlib; importlib.import_module('edge_sdk.compile.export')",
+    ],
+)
+def test_a_stage_is_its_function_however_it_is_imported(first: str) -> None:
+    pytest.importorskip("torch")
+    code = f"""
+import sys
+import edge_sdk.compile
+assert "torch" not in sys.modules and "onnx" not in sys.modules
+{first}
+from edge_sdk.compile import ExportRecipe, export
+import edge_sdk.compile.export as same
+module = sys.modules["edge_sdk.compile.export"]
+print(export is edge_sdk.compile.export, same is export, module.export is export)
+"""
+    assert run(code).split() == ["True", "True", "True"]
