@@ -3,6 +3,8 @@
     NAME/manifest.json     what is in it, how its tensors are named and shaped, where it came from
     NAME/keyframe.onnx     frame -> task outputs, state.X.next for every state tensor X
     NAME/delta.onnx        frame, state.X for every X -> task outputs, state.X.next for those that it rewrites
+    NAME/graphs/SET/...    the same two in another precision, for one backend; SET is such as tensorrt-int8
+    NAME/engines/SET/...   engines built from them for one machine, each with a JSON that says what for
     NAME/...               whatever else ``files`` lists
 
 A per-frame network has a keyframe step alone and no state.
@@ -12,101 +14,63 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, JsonValue
+from pathlib import Path
+from typing import Any
 
 import edge_sdk
 from edge_sdk.errors import BundleError, ChecksumError, FileFormatError, MissingFileError, RecipeError
 from edge_sdk.files import atomic_folder, require_writable, sha256_of
-from edge_sdk.runtime.schedule import ScheduleSettings
-from edge_sdk.settings import Settings, parse_settings
-from edge_sdk.tasks import Task, TaskSpec, task_from_spec
-from edge_sdk.tensors import TensorSpec
+from edge_sdk.manifest import (
+    EXPORT_AGAIN,
+    FLOAT32,
+    FRAME,
+    MANIFEST,
+    BackendName,
+    EngineSet,
+    FileRecord,
+    Manifest,
+    PairSpec,
+    StateForm,
+    StepName,
+    StepSpec,
+    StepsSpec,
+    Variant,
+    check_listed,
+    check_manifest,
+    set_name,
+    state_input,
+    state_output,
+)
+from edge_sdk.settings import parse_settings
+from edge_sdk.tasks import Task, task_from_spec
+
+__all__ = [
+    "FLOAT32",
+    "FRAME",
+    "Bundle",
+    "EngineSet",
+    "FileRecord",
+    "Manifest",
+    "PairSpec",
+    "StateForm",
+    "StepName",
+    "StepSpec",
+    "StepsSpec",
+    "Variant",
+    "check_manifest",
+    "extend_bundle",
+    "require_place",
+    "set_name",
+    "state_input",
+    "state_output",
+    "write_bundle",
+]
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-FRAME = "frame"
-StepName = Literal["keyframe", "delta"]
 
-_EXPORT_AGAIN = "Export the bundle again."
 _COPY_AGAIN = "Copy the bundle again from where it was exported, or export it again."
-
-
-def state_input(name: str) -> str:
-    """Name of the graph input that reads state tensor ``name``."""
-    return f"state.{name}"
-
-
-def state_output(name: str) -> str:
-    """Name of the graph output that writes state tensor ``name``."""
-    return f"state.{name}.next"
-
-
-class StepSpec(Settings):
-    """One step graph.
-
-    Args:
-        graph: the graph's file, relative to the bundle.
-        inputs: every graph input.
-        outputs: every graph output.
-        macs: multiply-accumulates of one run; None where nobody counted.
-    """
-
-    graph: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    macs: int | None = Field(default=None, ge=0)
-
-
-class StepsSpec(Settings):
-    """The step graphs of a bundle; ``delta`` is None for a per-frame network."""
-
-    keyframe: StepSpec
-    delta: StepSpec | None = None
-
-
-class FileRecord(Settings):
-    """What a file must be: hex SHA-256 and size."""
-
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size_bytes: int = Field(ge=0)
-
-
-class Manifest(Settings):
-    """Everything about a bundle but its files' content.
-
-    Args:
-        format: version of the bundle format.
-        name: name of the pair, for people.
-        method: the method that made it, such as ``"per_frame"`` or ``"delta"``; for people and tables, no
-            code acts on it.
-        task: what the outputs mean.
-        frame: the frame input: named ``frame``, (H, W, 3), uint8 BGR.
-        steps: the step graphs.
-        state: state tensors, named without the prefix that the graphs use.
-        schedule: the schedule that a runner follows unless told otherwise.
-        provenance: recipe, data, commit, metrics; anything JSON holds.
-        files: record of every file but the manifest, by path relative to the bundle.
-        created: ISO 8601 time of export, UTC.
-        sdk_version: version of edge_sdk that wrote the bundle.
-    """
-
-    format: Literal[1] = 1
-    name: str = Field(min_length=1)
-    method: str = Field(min_length=1)
-    task: TaskSpec
-    frame: TensorSpec
-    steps: StepsSpec
-    state: tuple[TensorSpec, ...] = ()
-    schedule: ScheduleSettings
-    provenance: dict[str, JsonValue] = Field(default_factory=dict)
-    files: dict[str, FileRecord] = Field(default_factory=dict)
-    created: str = ""
-    sdk_version: str = ""
 
 
 class Bundle:
@@ -138,7 +102,7 @@ class Bundle:
         folder = Path(path)
         manifest = _read_manifest(folder)
         check_manifest(manifest)
-        _check_listed(manifest, manifest.files)
+        check_listed(manifest, manifest.files)
         for name, record in manifest.files.items():
             _check_file(folder, name, record, verify)
         return cls(folder, manifest)
@@ -161,6 +125,38 @@ class Bundle:
             BundleError: the bundle has no such step.
         """
         return self.path / self.step(name).graph
+
+    def pair(self, engine: str = FLOAT32) -> PairSpec:
+        """Steps and state of the float32 graphs, or of the engine set named ``engine``.
+
+        Raises:
+            BundleError: there is no such engine set.
+        """
+        if engine == FLOAT32:
+            return self.manifest.pair
+        if engine not in self.manifest.engines:
+            there = ", ".join((FLOAT32, *sorted(self.manifest.engines)))
+            raise BundleError(
+                f"bundle {self.path}: it has no engines '{engine}', only {there}.",
+                hint="Build them on this machine with: edge-sdk build RECIPE",
+            )
+        return self.manifest.engines[engine]
+
+    def engine_for(self, backend: str, engine: str | None) -> str:
+        """The engine set that a runner on ``backend`` takes: ``engine``, else the chosen one, else float32.
+
+        Raises:
+            BundleError: there is no such engine set, or it is another backend's.
+        """
+        if engine is None:
+            return next((name for key, name in self.manifest.chosen.items() if key == backend), FLOAT32)
+        found = self.pair(engine)
+        if isinstance(found, EngineSet) and found.backend != backend:
+            raise BundleError(
+                f"engine '{engine}': it is built for {found.backend}, the runner's backend is {backend}.",
+                hint=f"Ask for backend='{found.backend}', or for another engine.",
+            )
+        return engine
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -195,7 +191,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, Path 
     if manifest.files:
         raise BundleError("manifest.files: expected it empty, write_bundle records the files itself.")
     check_manifest(manifest)
-    _check_listed(manifest, files)
+    check_listed(manifest, files)
     require_place(target)
     with atomic_folder(target) as folder:
         records = {name: _place(folder / name, content) for name, content in files.items()}
@@ -209,6 +205,44 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, Path 
         )
         (folder / MANIFEST).write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Bundle.open(target)
+
+
+def extend_bundle(
+    bundle: Bundle,
+    files: Mapping[str, Path | bytes],
+    *,
+    variants: Mapping[str, Variant] | None = None,
+    engines: Mapping[str, EngineSet] | None = None,
+    chosen: Mapping[BackendName, str] | None = None,
+    out: str | Path | None = None,
+) -> Bundle:
+    """Write a bundle again with graphs or engines added; those of the same name are replaced, whole or not at all.
+
+    Args:
+        bundle: what is extended.
+        files: content of the new files, as for :func:`write_bundle`.
+        variants, engines: new entries of the manifest, by name.
+        chosen: new choices; a choice whose engine set is replaced without a new choice is dropped.
+        out: another place for the result; None replaces ``bundle``.
+
+    Raises:
+        BundleError, MissingFileError, OutputError: as :func:`write_bundle`.
+    """
+    old = bundle.manifest
+    gone = {*(variants or {}), *(engines or {})}
+    manifest = old.model_copy(
+        update={
+            "files": {},
+            "variants": {**old.variants, **(variants or {})},
+            "engines": {**old.engines, **(engines or {})},
+            "chosen": {k: v for k, v in old.chosen.items() if v not in gone} | dict(chosen or {}),
+        }
+    )
+    replaced = [f"graphs/{name}/" for name in variants or {}] + [f"engines/{name}/" for name in engines or {}]
+    kept: dict[str, Path | bytes] = {
+        name: bundle.path / name for name in old.files if not name.startswith(tuple(replaced))
+    }
+    return write_bundle(bundle.path if out is None else out, manifest, {**kept, **files})
 
 
 def require_place(path: str | Path) -> None:
@@ -257,7 +291,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return parse_settings(data, Manifest, str(file))
     except RecipeError as error:
-        raise BundleError(str(error), hint=_EXPORT_AGAIN) from None
+        raise BundleError(str(error), hint=EXPORT_AGAIN) from None
 
 
 def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> None:
@@ -278,75 +312,3 @@ def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> No
             f"got {digest[:12]}....",
             hint=_COPY_AGAIN,
         )
-
-
-def _check_listed(manifest: Manifest, names: Iterable[str]) -> None:
-    """Every name is a plain relative path, and every graph is among them."""
-    listed = list(names)
-    steps = [manifest.steps.keyframe, manifest.steps.delta]
-    graphs = [step.graph for step in steps if step is not None]
-    for name in listed + graphs:
-        path = PurePosixPath(name)
-        plain = path.as_posix() == name and not path.is_absolute() and not {"\\", ":"} & set(name)
-        if not plain or ".." in path.parts or name in (MANIFEST, "."):
-            raise _contradiction(f"'{name}' is not the plain path of a file inside the bundle")
-    for graph in graphs:
-        if graph not in listed:
-            raise _contradiction(f"the graph '{graph}' is not among its files")
-
-
-def check_manifest(manifest: Manifest) -> None:
-    """Check that frame, steps, state and schedule of a manifest agree with each other.
-
-    Raises:
-        BundleError: naming the tensor, what was expected and what the manifest has.
-    """
-    frame, steps, state = manifest.frame, manifest.steps, manifest.state
-    if frame.name != FRAME or len(frame.shape) != 3 or frame.shape[2] != 3 or frame.dtype != "uint8":
-        raise _contradiction(f"frame: expected '{FRAME}' (H, W, 3) uint8, got {_text(frame)}")
-    task = task_from_spec(manifest.task)
-    answers = {spec.name: spec for spec in steps.keyframe.outputs if spec.name in task.output_names}
-    if missing := [name for name in task.output_names if name not in answers]:
-        raise _contradiction(f"keyframe output: the task needs '{missing[0]}', the step has no such output")
-    task.check_outputs([answers[name] for name in task.output_names], frame)
-    expected = list(answers.values())
-    written = [_renamed(spec, state_output(spec.name)) for spec in state]
-    _same(steps.keyframe.inputs, [frame], "keyframe input")
-    _same(steps.keyframe.outputs, expected + written, "keyframe output")
-    if steps.delta is None:
-        if state:
-            raise _contradiction(f"state: '{state[0].name}' is read by no step, there is no delta step")
-        if manifest.schedule.uses_delta:
-            raise _contradiction(
-                f"schedule '{manifest.schedule.kind}' asks for delta steps, there is no delta step"
-            )
-        return
-    read = [_renamed(spec, state_input(spec.name)) for spec in state]
-    _same(steps.delta.inputs, [frame, *read], "delta input")
-    names = {spec.name for spec in steps.delta.outputs}
-    _same(steps.delta.outputs, expected + [spec for spec in written if spec.name in names], "delta output")
-
-
-def _same(found: Iterable[TensorSpec], expected: Iterable[TensorSpec], what: str) -> None:
-    """The same tensors, in any order."""
-    left = {spec.name: spec for spec in expected}
-    for spec in found:
-        wanted = left.pop(spec.name, None)
-        if wanted is None:
-            raise _contradiction(f"{what}: '{spec.name}' is unknown or named twice")
-        if wanted != spec:
-            raise _contradiction(f"{what}: expected {_text(wanted)}, got {_text(spec)}")
-    if left:
-        raise _contradiction(f"{what}: '{next(iter(left))}' is missing")
-
-
-def _contradiction(what: str) -> BundleError:
-    return BundleError(f"manifest: {what}.", hint=_EXPORT_AGAIN)
-
-
-def _renamed(spec: TensorSpec, name: str) -> TensorSpec:
-    return spec.model_copy(update={"name": name})
-
-
-def _text(spec: TensorSpec) -> str:
-    return f"'{spec.name}' {spec.shape} {spec.dtype}"

@@ -32,13 +32,16 @@ class EdgeRunner:
     Args:
         bundle: an opened bundle, or the folder of one.
         backend: name of the runtime, or a backend object.
+        engine: which engines: ``"float32"`` for the exported graphs, or the name of an engine set that
+            ``edge-sdk build`` made, such as ``"onnxruntime-int8"``; None for the one that the bundle names as chosen
+            for this backend, or the exported graphs where it names none.
         schedule: decides which frames are keyframes; None for the schedule in the bundle. Where it asks for no
             delta steps, the delta graph is not loaded.
         threads: CPU threads of one step, at least 1; None for the backend's own choice.
 
     Raises:
-        MissingFileError, FileFormatError, BundleError: the bundle is not whole, see :meth:`Bundle.open`, or it has no
-            delta step and the schedule needs one.
+        MissingFileError, FileFormatError, BundleError: the bundle is not whole, see :meth:`Bundle.open`, it has no
+            delta step and the schedule needs one, or it has no such engines.
         RecipeError: the backend is unknown, or an argument is of the wrong type or out of range.
     """
 
@@ -47,12 +50,14 @@ class EdgeRunner:
         bundle: str | Path | Bundle,
         *,
         backend: str | Backend = "onnxruntime",
+        engine: str | None = None,
         schedule: ScheduleSettings | None = None,
         threads: int | None = None,
     ) -> None:
         self._options = parse_settings({"threads": threads}, EngineOptions, "EdgeRunner")
         self._backend = backend_named(backend) if isinstance(backend, str) else backend
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.engine = self.bundle.engine_for(self._backend.name, engine)
         self.schedule = self.bundle.manifest.schedule if schedule is None else schedule
         if not isinstance(self.schedule, SCHEDULES):
             names = ", ".join(kind.__name__ for kind in SCHEDULES)
@@ -76,7 +81,9 @@ class EdgeRunner:
         """
         if self._stream is None:
             uses_delta = self.schedule.uses_delta
-            engines = StepEngines.load(self.bundle, self._backend, self._options, with_delta=uses_delta)
+            engines = StepEngines.load(
+                self.bundle, self._backend, self._options, engine=self.engine, with_delta=uses_delta
+            )
             try:
                 self._stream = Stream(self.bundle, engines, self.schedule.start())
             except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge_sdk.bundle import Bundle, StepName
+from edge_sdk.bundle import FLOAT32, Bundle, PairSpec, StepName
 from edge_sdk.errors import BundleError
 from edge_sdk.runtime.engine import Backend, Engine, EngineOptions
 from edge_sdk.tensors import TensorSpec
@@ -13,14 +13,25 @@ from edge_sdk.tensors import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class StepEngines:
-    """One engine a step; they hold no stream's data. ``delta`` is None where no delta step is wanted."""
+    """One engine a step; they hold no stream's data. ``delta`` is None where no delta step is wanted.
 
+    Attributes:
+        pair: what the engines take and give.
+    """
+
+    pair: PairSpec
     keyframe: Engine
     delta: Engine | None
 
     @classmethod
     def load(
-        cls, bundle: Bundle, backend: Backend, options: EngineOptions, *, with_delta: bool
+        cls,
+        bundle: Bundle,
+        backend: Backend,
+        options: EngineOptions,
+        *,
+        engine: str = FLOAT32,
+        with_delta: bool,
     ) -> StepEngines:
         """Load the step graphs of ``bundle``.
 
@@ -28,15 +39,18 @@ class StepEngines:
             bundle: where they are.
             backend: what runs them.
             options: how they are loaded.
+            engine: name of an engine set, or ``"float32"`` for the exported graphs.
             with_delta: whether the delta step is wanted too.
 
         Raises:
             BundleError: a graph has other inputs or outputs than the manifest says, or there is no such step.
             EngineError: the backend refuses a graph.
         """
-        keyframe = _load_step(bundle, "keyframe", backend, options)
+        pair = bundle.pair(engine)
+        keyframe = _load_step(bundle, pair, "keyframe", backend, options)
         try:
-            return cls(keyframe, _load_step(bundle, "delta", backend, options) if with_delta else None)
+            delta = _load_step(bundle, pair, "delta", backend, options) if with_delta else None
+            return cls(pair, keyframe, delta)
         except BaseException:
             keyframe.close()
             raise
@@ -48,9 +62,11 @@ class StepEngines:
         self.keyframe.close()
 
 
-def _load_step(bundle: Bundle, name: StepName, backend: Backend, options: EngineOptions) -> Engine:
-    path, step = bundle.graph_path(name), bundle.step(name)
-    engine = backend.load(path, options)
+def _load_step(
+    bundle: Bundle, pair: PairSpec, name: StepName, backend: Backend, options: EngineOptions
+) -> Engine:
+    step = pair.steps.keyframe if name == "keyframe" else pair.steps.delta or bundle.step(name)
+    engine = backend.load(bundle.path / step.graph, options)
     try:
         _check_graph(step.graph, engine.inputs, step.inputs)
         _check_graph(step.graph, engine.outputs, step.outputs)

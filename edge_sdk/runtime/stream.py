@@ -31,12 +31,12 @@ class Stream:
     """
 
     def __init__(self, bundle: Bundle, engines: StepEngines, schedule: Schedule) -> None:
-        manifest, allocate = bundle.manifest, engines.keyframe.allocate
+        pair, allocate = engines.pair, engines.keyframe.allocate
         written = {spec.name for spec in engines.delta.outputs} if engines.delta is not None else set()
-        rewritten = [spec.name for spec in manifest.state if state_output(spec.name) in written]
-        self.state = StreamState(manifest.state, rewritten, lambda spec: allocate(spec, host=False))
-        frame = allocate(manifest.frame)
-        specs = {spec.name: spec for spec in manifest.steps.keyframe.outputs}
+        rewritten = [spec.name for spec in pair.state if state_output(spec.name) in written]
+        self.state = StreamState(pair.state, rewritten, lambda spec: allocate(spec, host=False))
+        frame = allocate(bundle.manifest.frame)
+        specs = {spec.name: spec for spec in pair.steps.keyframe.outputs}
         outputs = {name: allocate(specs[name]) for name in bundle.task.output_names}
         self._bind(engines, {FRAME: frame, **outputs})
 
