@@ -31,16 +31,14 @@ class Decoder(nn.Module):
         height, width = self.size_hw
         step = self.stride
         small = (-(-height // step), -(-width // step))
-        mask = (
-            F.interpolate(logits, size=small, mode="bilinear", align_corners=False)
-            .argmax(1)
-            .to(torch.uint8)[0]
-        )
+        small_logits = F.interpolate(logits, size=small, mode="bilinear", align_corners=False)
+        mask = small_logits.argmax(1).squeeze(0).to(torch.int32)
         if step > 1:
-            # Repeating by broadcast: engines run it as a copy, where a resize of bytes is slow or missing.
-            mask = mask[:, None, :, None].expand(small[0], step, small[1], step)
-            mask = mask.reshape(small[0] * step, small[1] * step)[:height, :width]
-        return mask
+            # Repeating by concatenation: engines run it as a copy, where an expansion or a resize is slow or missing.
+            mask = torch.cat([mask[:, :, None]] * step, 2).reshape(small[0], small[1] * step)
+            mask = torch.cat([mask] * step, 1).reshape(small[0] * step, small[1] * step)[:height, :width]
+        # Last, because TensorRT knows bytes only at a graph's border.
+        return mask.to(torch.uint8)
 
 
 class StepGraph(nn.Module):
@@ -73,7 +71,8 @@ class StepGraph(nn.Module):
         return self._run(frame, state)
 
     def _run(self, frame: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = self.to_input(frame[None])
+        # Cast first, because TensorRT knows bytes only at a graph's border.
+        x = self.to_input(frame.float()[None])
         written: State
         if self.step == "keyframe":
             logits, written = self.pair.keyframe(x)
