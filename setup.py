@@ -32,12 +32,15 @@ BASE = [
 OPENCV = "opencv-python-headless>=4.8,<6"
 REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4"]
 
+# Sets up TensorRT's builder the same way on every version; pure Python, and needs no TensorRT to be installed.
+POLYGRAPHY = "polygraphy>=0.53.6,<0.54"
+
 # 1.23 is the last ONNX Runtime with wheels for Python 3.10.
-DESKTOP = ["onnxruntime>=1.23,<2", OPENCV, *REPORT]
+DESKTOP = ["onnxruntime>=1.23,<2", POLYGRAPHY, OPENCV, *REPORT]
 
 # No OpenCV on purpose: JetPack's own (apt install python3-opencv) has GStreamer, which CSI cameras need, and a wheel
 # from PyPI would hide it.
-JETSON = ["onnxruntime>=1.23,<2"]
+JETSON = ["onnxruntime>=1.23,<2", POLYGRAPHY]
 
 # Lower bounds are the oldest releases that the tests have run with.
 WORKSTATION = [
@@ -49,6 +52,14 @@ WORKSTATION = [
     *DESKTOP,
 ]
 
+# Real TensorRT that builds without a GPU, for the tests alone (tests/tensorrt/harness.py). Pinned, because the two work
+# only as a pair. 300 MB on disk.
+_WHERE = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+TENSORRT_TESTS = [
+    f"tensorrt-cu13-bindings==11.4.0.106; {_WHERE}",
+    f"onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0; {_WHERE}",
+]
+
 DEV = [
     "pytest>=9,<10",
     "pytest-timeout>=2.4,<3",
@@ -58,6 +69,7 @@ DEV = [
     "types-PyYAML>=6,<7",
     "torchmetrics>=1.9,<2",  # the tests hold our device-side scores against it
     "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
+    *TENSORRT_TESTS,
     *WORKSTATION,
 ]
 

@@ -20,7 +20,7 @@ from edge_sdk import cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
-VERBS = ["demo", "train", "distill", "export", "run", "evaluate", "doctor"]
+VERBS = ["demo", "train", "distill", "export", "calibrate", "run", "evaluate", "doctor"]
 WORKSTATION_ONLY = ("edge_sdk.distill", "edge_sdk.compile", "edge_sdk.demo")
 
 
@@ -73,7 +73,7 @@ def test_the_metadata_is_read_from_setup_py(metadata):
 
 
 def test_a_device_installs_no_workstation_packages_and_a_jetson_no_opencv(needed):
-    assert needed("jetson") == {"numpy", "pydantic", "pyyaml", "typer", "rich", "onnxruntime"}
+    assert needed("jetson") == {"numpy", "pydantic", "pyyaml", "typer", "rich", "onnxruntime", "polygraphy"}
     assert not needed("desktop") & {"torch", "onnx", "onnxscript", "lightning-fabric", "opencv-python"}
     assert needed("workstation") >= {
         "torch",
