@@ -80,8 +80,16 @@ class DependencyError(EdgeSdkError, ImportError):
     __str__ = Exception.__str__
 
 
+class LintError(EdgeSdkError, ValueError):
+    """A graph holds what its backend refuses, crashes on or computes differently; node and rule are named."""
+
+
 class EngineError(EdgeSdkError, RuntimeError):
     """An engine cannot be loaded or its run failed."""
+
+
+class EngineMismatchError(EngineError):
+    """An engine is whole, but was built from another graph or for another machine, runtime or version."""
 
 
 class ClosedError(EdgeSdkError, RuntimeError):
