@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from edge_sdk.cli import demo, distill, doctor, evaluate, export, run, train
+from edge_sdk.cli import calibrate, demo, distill, doctor, evaluate, export, run, train
 from edge_sdk.cli.report import Verbs, call
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ for _verb in (
     train.train,
     distill.distill,
     export.export,
+    calibrate.calibrate,
     run.run,
     evaluate.evaluate,
     doctor.doctor,

@@ -12,13 +12,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_sdk.compile.calibrate import CalibrateRecipe, calibrate
+    from edge_sdk.compile.calibration_set import CalibrationSet
     from edge_sdk.compile.export import export
     from edge_sdk.compile.recipes import ExportRecipe
 
-__all__ = ["ExportRecipe", "export"]
+__all__ = ["CalibrateRecipe", "CalibrationSet", "ExportRecipe", "calibrate", "export"]
 
 _HOME = {
+    "CalibrateRecipe": "edge_sdk.compile.calibrate",
+    "CalibrationSet": "edge_sdk.compile.calibration_set",
     "ExportRecipe": "edge_sdk.compile.recipes",
+    "calibrate": "edge_sdk.compile.calibrate",
     "export": "edge_sdk.compile.export",
 }
 

@@ -33,7 +33,7 @@ from edge_sdk.errors import (
 from edge_sdk.files import atomic_folder, require_file, sha256_of
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.video.base import VideoSource
-from edge_sdk.video.native import opencv
+from edge_sdk.video.native import opencv, require_image
 from edge_sdk.video.source import open_source
 
 CLIPS_JSON = "clips.json"
@@ -202,6 +202,21 @@ def draw_clips(recipe: CalibrationClipsRecipe, *, progress: Progress | None = No
         )
         (folder / CLIPS_JSON).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def read_clip(folder: Path, clip: ClipRecord) -> Iterator[np.ndarray]:
+    """The images of a clip of the set in ``folder``, each (H, W, 3) uint8 BGR, one in memory at a time.
+
+    Raises:
+        MissingFileError: a frame is not there.
+        VideoError: a frame cannot be decoded.
+    """
+    cv2: Any = opencv("reading images")
+    for name, _ in clip.files():
+        file = require_file(folder / name, "calibration clips")
+        image = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        require_image(image, str(file))
+        yield image
 
 
 def _plan(recipe: CalibrationClipsRecipe) -> list[_Plan]:

@@ -41,6 +41,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "out": "{tmp}/out", "module": {**NETWORK, "checkpoint": "{world}/teacher.pt"}, "task": TASK,
         "frame_hw": list(inputs.SIZE),
     },
+    "calibrate": {
+        "bundle": "{world}/bundle", "draw": {"sources": ["{scene}"], "clips": 2, "frames": 2}, "out": "{tmp}/out.npz",
+    },
     "evaluate": {"bundle": "{world}/bundle", "source": "{world}/labelled", "intervals": [2], "repeats": 1},
 }  # fmt: skip
 
@@ -210,6 +213,18 @@ CASES = [
            "hollow.pt: expected one written by edge-sdk train or distill", "give 'module'"),
     recipe("train", "other training's folder", {"out": "{world}"},
            "last.pt: belongs to a training with other settings", "--no-resume"),
+    # calibration
+    recipe("calibrate", "calibrate key", {"clip": 3}, "unknown key 'clip', did you mean 'clips'?"),
+    recipe("calibrate", "no clips", {"draw": None}, "expected either 'clips' or 'draw', not both and not neither"),
+    recipe("calibrate", "clips not there", {"draw": None, "clips": "{world}/labelled"},
+           "calibration clips: expected a file at", "labelled/clips.json", "draw_clips.py RECIPE"),
+    recipe("calibrate", "noise", {"draw.sources": ["{world}/unlabelled"]},
+           "expected pictures, 4 of 4 frames are noise", "recordings of the device's camera"),
+    recipe("calibrate", "too few frames", {"draw.clips": 3}, "has 4 frames to draw from, 3 clips of 2 need 6", "Lower"),
+    recipe("calibrate", "set too large", {"max_bytes": 1000}, "'max_bytes' is", "Draw shorter clips, or raise"),
+    recipe("calibrate", "set's suffix", {"out": "{tmp}/out"}, "'out': expected a file *.npz"),
+    recipe("calibrate", "set below a file", {"out": "{world}/text.mp4/set.npz"}, "text.mp4: cannot be", "rights"),
+    recipe("calibrate", "graph to calibrate changed", {"bundle": "{world}/changed_graph"}, "'delta.onnx' is damaged"),
     # data and outputs of the workstation's verbs
     recipe("train", "labels missing", {"data": ["{world}/unlabelled"]}, "frame 0 of", "unlabelled has none", "labels/"),
     recipe("train", "unknown ids", {"data": ["{world}/strange_ids"]},
@@ -323,7 +338,8 @@ def test_the_recipes_that_the_cases_spoil_are_whole(world: Path, tmp_path: Path)
     """Otherwise a case might be refused for another reason than its own."""
     for verb in RECIPES:
         command = _command(Case(verb, f"{verb} {{recipe}}", ()), world, tmp_path)
-        result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / verb)])
+        out = tmp_path / ("set.npz" if verb == "calibrate" else verb)
+        result = CliRunner().invoke(app, [*command, "--out", str(out)])
         assert result.exit_code == 0, (verb, result.output, result.exception)
     assert Bundle.open(tmp_path / "export").manifest.method == "per_frame"
     # The checkpoint with code in it was refused unread.

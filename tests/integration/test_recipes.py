@@ -26,12 +26,14 @@ BUILT = re.compile(r"(^|/)(runs|built)/")
 
 def kind_of(data: dict[str, Any]) -> type[Settings]:
     """The settings model of the stage that a recipe is for, told by keys that no other stage has."""
-    from edge_sdk.compile import ExportRecipe
+    from edge_sdk.compile import CalibrateRecipe, ExportRecipe
     from edge_sdk.distill import DistillRecipe, TrainRecipe
 
     kinds: tuple[tuple[str, type[Settings]], ...] = (
         ("frame_hw", ExportRecipe),
+        ("draw", CalibrateRecipe),
         ("sources", CalibrationClipsRecipe),
+        ("clips", CalibrateRecipe),
         ("bundle", EvaluateRecipe),
         ("module", TrainRecipe),
         ("teacher", DistillRecipe),
@@ -66,7 +68,7 @@ def test_a_recipe_is_taken_by_its_stage(path: Path) -> None:
 
 
 def test_the_benchmarks_recipes_hang_together() -> None:
-    from edge_sdk.compile import ExportRecipe
+    from edge_sdk.compile import CalibrateRecipe, ExportRecipe
     from edge_sdk.distill import DistillRecipe, TrainRecipe
 
     teacher = load_recipe(ROOT / "benchmarks/camvid/teacher.yaml", TrainRecipe)
@@ -85,6 +87,8 @@ def test_the_benchmarks_recipes_hang_together() -> None:
     for earlier, later in pairwise(stages):
         assert later.start == earlier.out / "student.pt"
     assert engine.checkpoint == stages[-1].out / "student.pt"
+    recorded = load_recipe(ROOT / "calibration/camvid_set.yaml", CalibrateRecipe)
+    assert (recorded.bundle, recorded.clips) == (engine.out, clips.out)
     # Neither training nor calibration sees what is measured.
     measured = {*teacher.validation, *(uri for stage in stages for uri in stage.validation)}
     pairs = [stage.data for stage in stages]
