@@ -12,6 +12,10 @@ _ADVICE = {
     "cv2": "Install OpenCV: on a Jetson use JetPack's own (apt install python3-opencv), "
     "elsewhere pip install 'edge_sdk[desktop]'.",
     "onnxruntime": "Install it with: pip install 'edge_sdk[desktop]'.",
+    "polygraphy": "Install it with: pip install polygraphy.",
+    "tensorrt": "On a Jetson it is JetPack's own (apt install nvidia-jetpack; in a virtual environment use "
+    "--system-site-packages), elsewhere pip install tensorrt.",
+    "tensorrt_rtx": "Install it with: pip install tensorrt_rtx.",
 }
 
 

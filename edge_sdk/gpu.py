@@ -1,0 +1,90 @@
+"""What the NVIDIA driver says of the GPU that TensorRT would use; asked without any package."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+DRIVER = "libcuda.so.1"
+# CUdevice_attribute of cuda.h.
+_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU.
+
+    Args:
+        name: the driver's name for it, with the number of its multiprocessors: an Orin NX and an Orin Nano are both
+            called "Orin", and engines for one are not engines for the other.
+        compute_capability: such as ``"8.7"``.
+        memory_bytes: all of its memory; on a Jetson that is the machine's.
+        cuda: the newest CUDA version that the driver speaks, such as ``"12.6"``.
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    cuda: str
+
+
+def find_gpu(driver: str = DRIVER) -> Gpu | None:
+    """The first GPU that the driver shows to this process; ``None`` without a driver or a GPU."""
+    cuda = _load(driver)
+    if cuda is None:
+        return None
+    device = ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    memory = ctypes.c_size_t()
+    version = ctypes.c_int()
+    answers = (
+        cuda.cuDeviceGet(ctypes.byref(device), 0),
+        cuda.cuDeviceGetName(name, len(name), device),
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+        cuda.cuDriverGetVersion(ctypes.byref(version)),
+    )
+    if any(answers):
+        return None
+    count, major, minor = (_attribute(cuda, number, device) for number in (_MULTIPROCESSORS, _MAJOR, _MINOR))
+    return Gpu(
+        name=f"{name.value.decode(errors='replace')}, {count} multiprocessors",
+        compute_capability=f"{major}.{minor}",
+        memory_bytes=memory.value,
+        cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
+    )
+
+
+def free_gpu_memory(driver: str = DRIVER) -> int | None:
+    """Free memory of the first GPU, in bytes; ``None`` without one.
+
+    Makes the GPU's primary context for a moment, which takes memory of its own: ask in a process that will use the GPU.
+    """
+    cuda = _load(driver)
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return None
+    try:
+        free, total, popped = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
+        if cuda.cuCtxPushCurrent_v2(context):
+            return None
+        failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(popped))
+        return None if failed else free.value
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(device)
+
+
+def _load(driver: str) -> ctypes.CDLL | None:
+    try:
+        cuda = ctypes.CDLL(driver)
+        return None if cuda.cuInit(0) else cuda
+    except (OSError, AttributeError):  # no such library, or something else of that name
+        return None
+
+
+def _attribute(cuda: ctypes.CDLL, number: int, device: ctypes.c_int) -> int:
+    value = ctypes.c_int()
+    cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+    return value.value
