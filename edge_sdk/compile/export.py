@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from edge_sdk.bundle import (
 from edge_sdk.compile.graphs import Decoder, StepGraph
 from edge_sdk.compile.recipes import ExportRecipe
 from edge_sdk.compile.rewrite import negate_into_convolutions
+from edge_sdk.compile.specs import step_spec
 from edge_sdk.distill.distil import load_student
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.loop import Progress, Silent
@@ -115,7 +115,7 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
             graph, inputs = graphs[name]
             file = Path(folder) / f"{name}.onnx"
             _write_onnx(graph, inputs, file, recipe.opset)
-            specs[name] = _step_spec(file)
+            specs[name] = step_spec(onnx.load(str(file)), file.name)
             files[file.name] = file
         progress.update("export", len(steps), len(steps) + 1)
         agreement = _compare(graphs, files, recipe)
@@ -168,56 +168,6 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
     negate_into_convolutions(slim)
     onnx.checker.check_model(slim, full_check=True)
     onnx.save(slim, str(file))
-
-
-def graph_macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of one run: convolutions and matrix products, less those that only resize."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    graph = inferred.graph
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*graph.value_info, *graph.input, *graph.output)
-    }
-    constants = {t.name: t for t in graph.initializer}
-    shapes.update({name: list(t.dims) for name, t in constants.items()})
-    total = 0
-    for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose"):
-            # A transposed convolution uses its kernel once for every input pixel.
-            places = shapes[node.output[0] if node.op_type == "Conv" else node.input[0]][2:]
-            total += math.prod(shapes[node.input[1]]) * math.prod(places)
-        elif node.op_type in ("MatMul", "Gemm"):
-            given = [constants[name] for name in node.input[:2] if name in constants]
-            if not any(_only_resizes(onnx.numpy_helper.to_array(t)) for t in given):
-                inner = shapes[node.input[0]][-1]
-                total += math.prod(shapes[node.output[0]]) * inner
-    return total
-
-
-def _only_resizes(matrix: np.ndarray) -> bool:
-    """Whether a constant is a linear interpolation: at most two weights a place, adding up to one."""
-    if matrix.ndim != 2 or (matrix < 0).any():
-        return False
-    return any(
-        bool(((m != 0).sum(0) <= 2).all()) and np.allclose(m.sum(0), 1, atol=1e-4) for m in (matrix, matrix.T)
-    )
-
-
-def _step_spec(file: Path) -> StepSpec:
-    model = onnx.load(str(file))
-    graph = model.graph
-
-    def spec(value: Any) -> TensorSpec:
-        kind = value.type.tensor_type
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-        return TensorSpec(name=value.name, shape=tuple(d.dim_value for d in kind.shape.dim), dtype=dtype)
-
-    return StepSpec(
-        graph=file.name,
-        inputs=tuple(map(spec, graph.input)),
-        outputs=tuple(map(spec, graph.output)),
-        macs=graph_macs(model),
-    )
 
 
 def _test_frames(frame_hw: tuple[int, int], count: int) -> list[np.ndarray]:

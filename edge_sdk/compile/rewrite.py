@@ -31,9 +31,11 @@ def negate_into_convolutions(model: onnx.ModelProto) -> int:
             continue
         for index, name in enumerate(conv.input[1:], start=1):
             if name:
-                fresh = f"{conv.output[0]}.negated.{index}"
-                values = -onnx.numpy_helper.to_array(constants[name])
-                graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), fresh))
+                fresh = f"{name}.negated"
+                if fresh not in constants:
+                    values = -onnx.numpy_helper.to_array(constants[name])
+                    constants[fresh] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), fresh)
+                    graph.initializer.append(constants[fresh])
                 conv.input[index] = fresh
         node.op_type = "Add"
         rewritten += 1

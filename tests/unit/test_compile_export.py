@@ -19,7 +19,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from edge_sdk.bundle import Bundle  # noqa: E402
 from edge_sdk.compile import ExportRecipe, export  # noqa: E402
-from edge_sdk.compile.export import graph_macs  # noqa: E402
+from edge_sdk.compile.specs import graph_macs  # noqa: E402
 from edge_sdk.distill.convert import to_delta  # noqa: E402
 from edge_sdk.distill.distil import load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameToInput  # noqa: E402

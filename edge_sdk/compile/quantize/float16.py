@@ -1,0 +1,102 @@
+"""Float16 step graphs: typed tensors throughout, float32 where float16 would overflow."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from edge_sdk.build.recipe import Float16Settings
+from edge_sdk.compile.quantize.nodes import matches, name_nodes, sort_nodes
+from edge_sdk.compile.quantize.ranges import Ranges, largest_magnitude
+from edge_sdk.compile.quantize.state import keep_channels_last, permutation_for
+from edge_sdk.manifest import StateForm
+from edge_sdk.optional import require
+
+_MOST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Float16Pair:
+    """Step graphs in float16.
+
+    Attributes:
+        graphs: by step.
+        forms: of the state tensors whose layout differs from the float32 pair's.
+        kept: nodes that stay in float32, by step, with the reason.
+    """
+
+    graphs: dict[str, onnx.ModelProto]
+    forms: dict[str, StateForm]
+    kept: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def halve_pair(
+    graphs: Mapping[str, onnx.ModelProto],
+    ranges: Mapping[str, Ranges],
+    state: Mapping[str, tuple[int, ...]],
+    settings: Float16Settings,
+) -> Float16Pair:
+    """Convert the float32 step graphs of a pair, state included.
+
+    Args:
+        graphs: by step; left as they are.
+        ranges: of every tensor, by step, from calibration passes.
+        state: shapes of the state tensors, by name.
+        settings: what stays in float32, and how state lies.
+    """
+    done: dict[str, onnx.ModelProto] = {}
+    kept: dict[str, dict[str, str]] = {}
+    for step, graph in graphs.items():
+        model = onnx.ModelProto()
+        model.CopyFrom(graph)
+        name_nodes(model)
+        kept[step] = _kept(model, ranges[step], settings)
+        keep_channels_last(model, list(state), settings.state_layout)
+        done[step] = to_float16(model, list(kept[step]))
+    permuted = {name: permutation_for(settings.state_layout, shape) for name, shape in state.items()}
+    forms = {name: StateForm(permutation=axes) for name, axes in permuted.items() if axes}
+    return Float16Pair(done, forms, kept)
+
+
+def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
+    """A typed float16 copy of ``model``; nodes named in ``kept`` stay in float32 between casts."""
+    require("onnxruntime", "converting to float16")
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        # It warns of every constant below float16's smallest; those become zero or the smallest, as they should.
+        warnings.simplefilter("ignore")
+        done: onnx.ModelProto = convert_float_to_float16(
+            model, keep_io_types=False, op_block_list=[], node_block_list=kept, force_fp16_initializers=True
+        )
+    sort_nodes(done)
+    del done.graph.value_info[:]
+    onnx.checker.check_model(done, full_check=True)
+    return done
+
+
+def _kept(model: onnx.ModelProto, ranges: Ranges, settings: Float16Settings) -> dict[str, str]:
+    """Nodes that stay in float32, and why."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        magnitude = largest_magnitude(ranges, node)
+        if matches(node, settings.keep):
+            found[node.name] = "kept"
+        elif magnitude > settings.largest:
+            found[node.name] = f"its values reach {magnitude:.3g}"
+        elif any(_overflows(constants[name]) for name in node.input if name in constants):
+            found[node.name] = "a constant of it is beyond float16"
+    return found
+
+
+def _overflows(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type != TensorProto.FLOAT:
+        return False
+    values = numpy_helper.to_array(tensor)
+    return values.size > 0 and float(np.abs(values).max()) > _MOST

@@ -1,0 +1,180 @@
+"""The first convolution on the frame's own bytes.
+
+A camera frame is already an eight-bit tensor. Where preprocessing is a permutation of channels and one scale and
+shift a channel, it is a linear map that the first convolution can take in; the frame then needs no pass in float32
+at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edge_sdk.compile.quantize.nodes import (
+    Wiring,
+    add_constant,
+    drop_unused,
+    replace_input,
+    shape_of,
+    sort_nodes,
+)
+from edge_sdk.manifest import FRAME
+
+CENTRED = "frame.centred"
+_SCALE, _ZERO = "frame.centred.scale", "frame.centred.zero_point"
+_ELEMENTWISE = set(
+    [
+        "Unsqueeze",
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Concat",
+        "Cast",
+        "Gather",
+        "Mul",
+        "Add",
+        "Sub",
+        "Div",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """``y = matrix @ pixel + shift`` of every pixel, (3, 3) and (3,)."""
+
+    matrix: np.ndarray
+    shift: np.ndarray
+
+    @property
+    def blank(self) -> int:
+        """The byte nearest to what the network's zero padding stands for: where most channels' result is zero."""
+        pixel = np.linalg.lstsq(self.matrix, -self.shift, rcond=None)[0]
+        return int(np.clip(np.round(pixel.mean()), 0, 255))
+
+
+def fold_frame(model: onnx.ModelProto) -> Preprocessing | None:
+    """Let the first convolution read the frame's bytes, dequantised with scale 1, in place.
+
+    Exact but for the outermost pixels: the convolution's padding becomes one byte for all channels, where it was a
+    zero after normalisation.
+
+    Returns:
+        what was folded, or None where the frame is resized first or its reader is no convolution with constant
+        weights; the model is then as it was.
+    """
+    conv = _first_reader(model)
+    if conv is None:
+        return None
+    found = _affine(model, conv.input[0])
+    if found is None:
+        return None
+    wiring = Wiring(model.graph)
+    weight = numpy_helper.to_array(wiring.constants[conv.input[1]])
+    bias = (
+        numpy_helper.to_array(wiring.constants[conv.input[2]])
+        if len(conv.input) > 2 and conv.input[2]
+        else np.zeros(len(weight), np.float32)
+    )
+    zero = found.blank
+    folded = np.einsum("oihw,ic->ochw", weight, found.matrix)
+    moved = bias + np.einsum("oihw,i->o", weight, found.shift + found.matrix @ np.full(3, float(zero)))
+    height, width, _ = shape_of(_frame(model))
+    stem = conv.input[1].removesuffix(".weight")
+    conv.input[1] = add_constant(model, f"{stem}.on_bytes.weight", folded.astype(np.float32))
+    del conv.input[2:]
+    conv.input.append(add_constant(model, f"{stem}.on_bytes.bias", moved.astype(np.float32)))
+    shape = add_constant(model, "frame.batched.shape", np.array([1, height, width, 3], np.int64))
+    add_constant(model, _SCALE, np.array(1, np.float32))
+    add_constant(model, _ZERO, np.array(zero, np.uint8))
+    nodes = [
+        helper.make_node("Reshape", [FRAME, shape], ["frame.batched"], name="frame_batched"),
+        helper.make_node(
+            "Transpose", ["frame.batched"], ["frame.planes"], name="frame_planes", perm=[0, 3, 1, 2]
+        ),
+        helper.make_node(
+            "DequantizeLinear", ["frame.planes", _SCALE, _ZERO], [CENTRED], name="frame_centred"
+        ),
+    ]
+    conv.input[0] = CENTRED
+    model.graph.node.extend(nodes)
+    sort_nodes(model)
+    drop_unused(model)
+    return found
+
+
+def range_of_bytes(found: Preprocessing) -> tuple[float, float]:
+    """Range of the dequantised frame."""
+    return -float(found.blank), 255.0 - found.blank
+
+
+def read_bytes(model: onnx.ModelProto) -> None:
+    """After quantisation: take away the second quantisation of the frame, which is in bytes already, in place."""
+    wiring = Wiring(model.graph)
+    for quantize in wiring.readers.get(CENTRED, []):
+        if quantize.op_type == "QuantizeLinear":
+            for dequantize in wiring.readers.get(quantize.output[0], []):
+                replace_input(model.graph.node, dequantize.output[0], CENTRED)
+    drop_unused(model)
+
+
+def _frame(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    return next(value for value in model.graph.input if value.name == FRAME)
+
+
+def _first_reader(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    """The one convolution over three channels that all elementwise work on the frame leads to."""
+    wiring = Wiring(model.graph)
+    frontier, seen, found = [FRAME], set(), []
+    while frontier:
+        for node in wiring.readers.get(frontier.pop(), []):
+            if node.op_type in _ELEMENTWISE:
+                if node.name not in seen:
+                    seen.add(node.name)
+                    frontier += node.output
+            else:
+                found.append(node)
+    names = {node.name for node in found}
+    if len(names) != 1 or found[0].op_type != "Conv":
+        return None
+    conv = found[0]
+    weight = wiring.constants.get(conv.input[1])
+    biases = [name for name in conv.input[2:] if name]
+    plain = weight is not None and weight.dims[1] == 3 and all(name in wiring.constants for name in biases)
+    return conv if plain else None
+
+
+def _affine(model: onnx.ModelProto, tensor: str) -> Preprocessing | None:
+    """The map from frame to ``tensor`` where it is one affine map of each pixel, tried out on frames; else None."""
+    ort = _runtime()
+    shown = onnx.utils.Extractor(model).extract_model([FRAME], [tensor])
+    session = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
+    shape = shape_of(_frame(model))
+
+    def run(frame: np.ndarray) -> np.ndarray:
+        result: np.ndarray = session.run(None, {FRAME: frame})[0]
+        return result
+
+    shift = run(np.zeros(shape, np.uint8))
+    if shift.shape != (1, 3, *shape[:2]):
+        return None
+    columns = []
+    for channel in range(3):
+        frame = np.zeros(shape, np.uint8)
+        frame[..., channel] = 255
+        columns.append((run(frame)[0, :, 0, 0].astype(np.float64) - shift[0, :, 0, 0]) / 255)
+    found = Preprocessing(np.stack(columns, 1), shift[0, :, 0, 0].astype(np.float64))
+    frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    told = np.einsum("ic,hwc->ihw", found.matrix, frame.astype(np.float64)) + found.shift[:, None, None]
+    scale = float(np.abs(told).max()) or 1.0
+    return found if float(np.abs(run(frame)[0] - told).max()) <= 1e-4 * scale else None
+
+
+def _runtime():  # type: ignore[no-untyped-def]
+    from edge_sdk.optional import require
+
+    return require("onnxruntime", "quantising")

@@ -1,0 +1,264 @@
+"""INT8 step graphs: explicit Q/DQ with per-channel weights, in the form that each backend's kernels like.
+
+TensorRT: symmetric int8 with zero points 0 and float biases; Q/DQ on the inputs of convolutions and on the skip
+input of residual additions, so that convolution, addition and activation fuse into one kernel.
+
+ONNX Runtime on the CPU: uint8 activations, zero point 0 where a ReLU made them and 128 elsewhere, on inputs and
+outputs, so that everything between two convolutions stays in bytes and the ReLU disappears into the quantisation.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edge_sdk.build.recipe import Int8Settings
+from edge_sdk.compile.quantize.frame import CENTRED, fold_frame, range_of_bytes, read_bytes
+from edge_sdk.compile.quantize.nodes import Wiring, drop_unused, layer_of, matches, name_nodes
+from edge_sdk.compile.quantize.ranges import Ranges, save_as_cache
+from edge_sdk.compile.quantize.state import (
+    form_of,
+    keep_channels_last,
+    permutation_for,
+    quantize_inputs,
+    quantize_outputs,
+)
+from edge_sdk.errors import EngineError
+from edge_sdk.manifest import StateForm
+from edge_sdk.optional import require
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+# What ONNX Runtime computes in bytes between convolutions.
+_CPU_OPS = (*_CONVOLUTIONS, "Add", "Relu", "MatMul", "AveragePool", "GlobalAveragePool", "MaxPool", "Concat")
+_TENSORRT_OPS = (*_CONVOLUTIONS, "Add")
+
+
+@dataclass(frozen=True)
+class Int8Pair:
+    """Quantised step graphs.
+
+    Attributes:
+        graphs: by step.
+        forms: of the state tensors that are kept as bytes.
+        kept: layers that stay in higher precision, by step, with the reason.
+    """
+
+    graphs: dict[str, onnx.ModelProto]
+    forms: dict[str, StateForm]
+    kept: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def quantize_pair(
+    graphs: Mapping[str, onnx.ModelProto],
+    ranges: Mapping[str, Ranges],
+    state: Mapping[str, tuple[int, ...]],
+    settings: Int8Settings,
+    backend: str,
+    only: Collection[str] | None = None,
+) -> Int8Pair:
+    """Quantise the float32 step graphs of a pair.
+
+    Args:
+        graphs: by step; left as they are.
+        ranges: of every tensor, by step; both ends of a state tensor have one range.
+        state: shapes of the state tensors, by name.
+        settings: what stays in higher precision, and how state lies.
+        backend: ``onnxruntime`` or ``tensorrt``.
+        only: quantise these layers alone, for finding out what each costs; state then stays in float32.
+
+    Raises:
+        EngineError: nothing is left to quantise in a step.
+    """
+    kept: dict[str, dict[str, str]] = {}
+    done: dict[str, onnx.ModelProto] = {}
+    for step, graph in graphs.items():
+        model = onnx.ModelProto()
+        model.CopyFrom(graph)
+        name_nodes(model)
+        known = dict(ranges[step])
+        if only is None:
+            keep_channels_last(model, list(state), settings.state_layout)
+            for name in list(known):
+                if name.startswith("state."):
+                    known[f"{name}.nchw"] = known[name]
+        if backend == "onnxruntime" and only is None and (folded := fold_frame(model)) is not None:
+            known[CENTRED] = range_of_bytes(folded)
+        kept[step] = _kept(model, settings, only)
+        done[step] = _quantize(model, known, kept[step], backend, step)
+    if only is not None:
+        return Int8Pair(done, {}, kept)
+    # The delta step says how it reads each tensor; every step writes it that way.
+    dtype = "uint8" if backend == "onnxruntime" else "int8"
+    found = quantize_inputs(done["delta"], ranges["delta"], list(state), dtype) if "delta" in done else {}
+    forms = {
+        name: form_of(scale, zero, permutation_for(settings.state_layout, state[name]))
+        for name, (scale, zero) in found.items()
+    }
+    for step, model in done.items():
+        quantize_outputs(model, found)
+        if backend == "onnxruntime":
+            read_bytes(model)
+        onnx.checker.check_model(model, full_check=True)
+        done[step] = model
+    return Int8Pair(done, forms, kept)
+
+
+def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Convolutions with constant weights, in the order in which they run."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type in _CONVOLUTIONS and node.input[1] in constants]
+
+
+def _kept(model: onnx.ModelProto, settings: Int8Settings, only: Collection[str] | None) -> dict[str, str]:
+    """Layers that stay as they are, and why."""
+    found: dict[str, str] = {}
+    nodes = convolutions(model)
+    last = _last(model, nodes) if settings.keep_last else None
+    for node in nodes:
+        layer = layer_of(node)
+        if only is not None:
+            if layer not in only:
+                found[layer] = "not looked at"
+        elif node is last:
+            found[layer] = "last layer"
+        elif matches(node, settings.keep):
+            found[layer] = "kept"
+    return found
+
+
+def _last(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
+    """The last convolution before the answer (as opposed to the state)."""
+    wiring = Wiring(model.graph)
+    answers = [
+        v.name for v in model.graph.output if v.name in wiring.makers and not v.name.startswith("state.")
+    ]
+    needed = wiring.reaches(wiring.makers[name] for name in answers)
+    return next((node for node in reversed(nodes) if node.name in needed), None)
+
+
+def _quantize(
+    model: onnx.ModelProto, ranges: Ranges, kept: Mapping[str, str], backend: str, step: str
+) -> onnx.ModelProto:
+    """Insert Q/DQ with ONNX Runtime's quantiser."""
+    chosen = [node for node in convolutions(model) if layer_of(node) not in kept]
+    if not chosen:
+        raise EngineError(
+            f"{step} step: no convolution is left to quantise.", hint="Shorten int8.keep in the recipe."
+        )
+    names = _zone(model, chosen, ranges, backend)
+    require("onnxruntime", "quantising")
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    cpu = backend == "onnxruntime"
+    with tempfile.TemporaryDirectory() as folder, _residual_additions(not cpu), _quiet():
+        source, cache, target = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
+        onnx.save(model, str(source))
+        save_as_cache(ranges, cache)
+        quantize_static(
+            source,
+            target,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_CPU_OPS if cpu else _TENSORRT_OPS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8 if cpu else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=names,
+            extra_options=_options(cpu),
+            calibration_cache_path=cache,
+        )
+        done = onnx.load(str(target))
+    name_nodes(done)
+    drop_unused(done)
+    del done.graph.value_info[:]
+    return done
+
+
+def _options(cpu: bool) -> dict[str, Any]:
+    shared = {"WeightSymmetric": True, "QuantizeBias": cpu}
+    if cpu:
+        return {**shared, "ActivationRestrictedAsymmetric": True}
+    return {
+        **shared,
+        "ActivationSymmetric": True,
+        "OpTypesToExcludeOutputQuantization": list(_TENSORRT_OPS),
+    }
+
+
+def _zone(model: onnx.ModelProto, chosen: list[onnx.NodeProto], ranges: Ranges, backend: str) -> list[str]:
+    """Names of the nodes to quantise: the chosen convolutions, and what lies between them and the state."""
+    wiring = Wiring(model.graph)
+    names = [node.name for node in chosen]
+    state = [node for name, nodes in wiring.readers.items() if name.startswith("state.") for node in nodes]
+    after = wiring.reached_from([*chosen, *state])
+    written = [wiring.makers[name] for name in wiring.outputs if name.startswith("state.")]
+    before = wiring.reaches([*convolutions(model), *written])
+    wanted = set(_CPU_OPS if backend == "onnxruntime" else _TENSORRT_OPS) - set(_CONVOLUTIONS)
+    for node in model.graph.node:
+        measured = all(name in ranges or name in wiring.constants for name in (*node.input, *node.output))
+        between = node.name in after and node.name in before
+        if node.op_type in wanted and measured and between and _two_activations(node, wiring):
+            names.append(node.name)
+    return names
+
+
+def _two_activations(node: onnx.NodeProto, wiring: Wiring) -> bool:
+    """Not an addition of a constant, which is a bias or a shift and loses accuracy in bytes for no time."""
+    return node.op_type != "Add" or not any(name in wiring.constants for name in node.input)
+
+
+@contextmanager
+def _residual_additions(active: bool) -> Iterator[None]:
+    """Make ONNX Runtime's quantiser put Q/DQ on the skip input of an addition alone.
+
+    Its own rule quantises both inputs, and Q/DQ between a convolution and the addition after it keeps TensorRT from
+    fusing the two.
+    """
+    if not active:
+        yield
+        return
+    from onnxruntime.quantization.operators.qdq_base_operator import QDQOperatorBase
+    from onnxruntime.quantization.registry import QDQRegistry
+
+    class SkipInput(QDQOperatorBase):
+        def quantize(self) -> None:
+            wiring = Wiring(self.quantizer.model.model.graph)
+
+            def fuses(name: str) -> bool:
+                maker = wiring.makers.get(name)
+                alone = len(wiring.readers.get(name, ())) == 1 and name not in wiring.outputs
+                return maker is not None and maker.op_type in _CONVOLUTIONS and alone
+
+            main = next((name for name in self.node.input if fuses(name)), None)
+            if main is not None:
+                for name in self.node.input:
+                    if name != main:
+                        self.quantizer.quantize_activation_tensor(name)
+
+    before = QDQRegistry.get("Add")
+    QDQRegistry["Add"] = SkipInput
+    try:
+        yield
+    finally:
+        if before is None:
+            del QDQRegistry["Add"]
+        else:
+            QDQRegistry["Add"] = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantiser's advice on preprocessing, which export has done, at the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

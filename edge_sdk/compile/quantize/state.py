@@ -1,0 +1,193 @@
+"""State in the engine's own terms: its type, its layout, one scale at both ends.
+
+A float32 state would cost an INT8 pair what it gains: four times the bytes, a conversion at each join, and transposes
+around them. So state inputs and outputs become bytes that lie as the engine's kernels read them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edge_sdk.compile.quantize.nodes import (
+    Wiring,
+    add_constant,
+    drop_unused,
+    replace_input,
+    set_type,
+    shape_of,
+    sort_nodes,
+)
+from edge_sdk.compile.quantize.ranges import Ranges
+from edge_sdk.manifest import StateForm, state_input, state_output
+
+_TO_NHWC = (0, 2, 3, 1)
+_TO_NCHW = [0, 3, 1, 2]
+
+
+def permutation_for(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of a float32 state tensor in the order in which they are kept; empty where they stay as they are."""
+    return _TO_NHWC if layout == "nhwc" and len(shape) == 4 else ()
+
+
+def keep_channels_last(model: onnx.ModelProto, names: list[str], layout: str) -> None:
+    """Let four-dimensional state enter and leave in ``layout``, through transposes that optimisers cancel, in place."""
+    graph = model.graph
+    for name in names:
+        for value in graph.input:
+            if value.name == state_input(name) and permutation_for(layout, shape_of(value)):
+                inner = f"{value.name}.nchw"
+                replace_input(graph.node, value.name, inner)
+                graph.node.append(
+                    helper.make_node("Transpose", [value.name], [inner], name=inner, perm=_TO_NCHW)
+                )
+                _permute(value)
+        for value in graph.output:
+            if value.name == state_output(name) and permutation_for(layout, shape_of(value)):
+                inner = f"{value.name}.nchw"
+                for node in graph.node:
+                    for index, output in enumerate(node.output):
+                        if output == value.name:
+                            node.output[index] = inner
+                replace_input(graph.node, value.name, inner)
+                graph.node.append(
+                    helper.make_node("Transpose", [inner], [value.name], name=inner, perm=list(_TO_NHWC))
+                )
+                _permute(value)
+    sort_nodes(model)
+
+
+def _permute(value: onnx.ValueInfoProto) -> None:
+    shape = shape_of(value)
+    set_type(value, value.type.tensor_type.elem_type, [shape[axis] for axis in _TO_NHWC])
+
+
+Forms = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def quantize_inputs(model: onnx.ModelProto, ranges: Ranges, names: list[str], dtype: str) -> Forms:
+    """Make every state input a tensor of bytes, in place.
+
+    Where it is quantised before it is read, that quantisation gives scale and zero point; a tensor that is read in
+    float alone is dequantised first.
+
+    Args:
+        ranges: of the state tensors, for those that nobody quantises.
+        names: the state tensors.
+        dtype: ``int8`` or ``uint8``.
+
+    Returns:
+        scale and zero point of each, by state name.
+    """
+    forms: Forms = {}
+    for name in names:
+        value = next((v for v in model.graph.input if v.name == state_input(name)), None)
+        if value is None:
+            continue
+        found = _quantized_reader(Wiring(model.graph), value.name)
+        if found is None:
+            forms[name] = _dequantize(model, value, ranges[value.name], dtype)
+            continue
+        tensor, quantize = found
+        wiring = Wiring(model.graph)
+        scale, zero = (numpy_helper.to_array(wiring.constants[key]) for key in quantize.input[1:3])
+        dequantize = wiring.readers[quantize.output[0]][0]
+        # Readers in float read what the others dequantise: the bytes are all there is now.
+        readers = [node for node in wiring.readers[tensor] if node is not quantize]
+        replace_input(readers, tensor, dequantize.output[0])
+        replace_input(wiring.readers[quantize.output[0]], quantize.output[0], tensor)
+        model.graph.node.remove(quantize)
+        set_type(value, helper.np_dtype_to_tensor_dtype(zero.dtype), shape_of(value))
+        forms[name] = (scale, zero)
+    _tidy(model)
+    return forms
+
+
+def _dequantize(
+    model: onnx.ModelProto, value: onnx.ValueInfoProto, limits: tuple[float, float], dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a DequantizeLinear between a state input and its readers."""
+    wiring = Wiring(model.graph)
+    readers = wiring.readers.get(value.name, [])
+    transpose = next((node for node in readers if node.op_type == "Transpose"), None)
+    tensor = value.name if transpose is None else transpose.output[0]
+    scale = np.array(max(max(map(abs, limits)) / 127, np.finfo(np.float32).tiny), np.float32)
+    zero = np.array(128 if dtype == "uint8" else 0, dtype)
+    inner = f"{value.name}.dequantised"
+    replace_input(wiring.readers.get(tensor, []), tensor, inner)
+    constants = [
+        add_constant(model, f"{inner}.scale", scale),
+        add_constant(model, f"{inner}.zero_point", zero),
+    ]
+    model.graph.node.append(helper.make_node("DequantizeLinear", [tensor, *constants], [inner], name=inner))
+    set_type(value, helper.np_dtype_to_tensor_dtype(zero.dtype), shape_of(value))
+    return scale, zero
+
+
+def quantize_outputs(model: onnx.ModelProto, forms: Forms) -> None:
+    """Write each state output of ``forms`` quantised with its scale and zero point, in place."""
+    graph = model.graph
+    for name, (scale, zero) in forms.items():
+        value = next((v for v in graph.output if v.name == state_output(name)), None)
+        if value is None:
+            continue
+        wiring = Wiring(graph)
+        last = wiring.makers[value.name]
+        transposed = last.op_type == "Transpose" and last.name == f"{value.name}.nchw"
+        made = last.input[0] if transposed else value.name
+        source = _before_quantisation(wiring, made)
+        inner = f"{value.name}.quantised"
+        for key, constant in (("scale", scale), ("zero_point", zero)):
+            graph.initializer.append(numpy_helper.from_array(np.asarray(constant), f"{inner}.{key}"))
+        if not transposed and source == value.name:
+            source = f"{value.name}.float"
+            for index, output in enumerate(last.output):
+                if output == value.name:
+                    last.output[index] = source
+            replace_input(graph.node, value.name, source)
+        elif not transposed:
+            graph.node.remove(last)
+        result = inner if transposed else value.name
+        graph.node.append(
+            helper.make_node(
+                "QuantizeLinear", [source, f"{inner}.scale", f"{inner}.zero_point"], [result], name=inner
+            )
+        )
+        if transposed:
+            last.input[0] = inner
+        set_type(value, helper.np_dtype_to_tensor_dtype(zero.dtype), shape_of(value))
+    _tidy(model)
+
+
+def form_of(scale: np.ndarray, zero: np.ndarray, permutation: tuple[int, ...]) -> StateForm:
+    """The manifest's word for a quantised state tensor."""
+    return StateForm(scale=float(scale), zero_point=int(zero), permutation=permutation)
+
+
+def _quantized_reader(wiring: Wiring, name: str) -> tuple[str, onnx.NodeProto] | None:
+    """The tensor (the input itself, or its transpose) that a QuantizeLinear reads, and that node."""
+    for node in wiring.readers.get(name, []):
+        if node.op_type == "Transpose":
+            name = node.output[0]
+            break
+    found = [node for node in wiring.readers.get(name, []) if node.op_type == "QuantizeLinear"]
+    return (name, found[0]) if found else None
+
+
+def _before_quantisation(wiring: Wiring, tensor: str) -> str:
+    """The float tensor that a Q/DQ pair before ``tensor`` started from; ``tensor`` itself where there is none."""
+    dequantize = wiring.makers.get(tensor)
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return tensor
+    quantize = wiring.makers.get(dequantize.input[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return tensor
+    return quantize.input[0]
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    sort_nodes(model)
+    drop_unused(model)
+    # Shapes inferred before the change name tensors that have other types now.
+    del model.graph.value_info[:]
