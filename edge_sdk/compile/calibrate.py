@@ -18,24 +18,22 @@ import numpy as np
 from pydantic import Field, model_validator
 
 import edge_sdk
+from edge_sdk.arrays import OVERHEAD_BYTES, ArrayWriter, require_arrays_place, write_arrays
 from edge_sdk.bundle import Bundle
 from edge_sdk.compile.calibration_frames import FrameFacts, check_frames
 from edge_sdk.compile.calibration_set import (
-    OVERHEAD_BYTES,
+    CALIBRATION_SET,
     CalibrationHeader,
     CalibrationSet,
     PassRecord,
-    SetWriter,
-    graph_hashes,
-    require_set_place,
+    counts_of,
     sealed,
-    write_set,
 )
-from edge_sdk.compile.recording import Received, RecordingBackend
 from edge_sdk.errors import OutputError, RecipeError, ShapeError
 from edge_sdk.files import require_writable
 from edge_sdk.manifest import FLOAT32, StepName, state_output
 from edge_sdk.optional import require
+from edge_sdk.recording import Content, RecordingBackend, graph_hashes
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.runtime.engine import backend_named
 from edge_sdk.runtime.runner import EdgeRunner
@@ -107,62 +105,69 @@ def calibrate(recipe: CalibrateRecipe, *, progress: Progress | None = None) -> C
         ShapeError: the clips are not of the bundle's frame size.
         OutputError: nothing can be written there, or something else is there.
     """
-    require_set_place(recipe.out)
+    require_arrays_place(recipe.out, CALIBRATION_SET)
     require_writable(recipe.out.parent)
     bundle = Bundle.open(recipe.bundle)
     with _clips_of(recipe, bundle, progress) as (folder, clips):
         _check_clips(folder, clips, bundle, progress)
         _check_size(recipe, bundle, [len(clip.frames) for clip in clips.clips])
-        with write_set(recipe.out) as writer:
+        with write_arrays(recipe.out, CALIBRATION_SET) as writer:
             images = (read_clip(folder, clip) for clip in clips.clips)
-            record(bundle, images, writer, clips.frame_count, threads=recipe.threads, progress=progress)
-            writer.finish(_header(bundle, clips, writer))
+            passes = record(
+                bundle, images, writer, clips.frame_count, threads=recipe.threads, progress=progress
+            )
+            writer.finish(_header(bundle, clips, passes))
     return sealed(recipe.out)
 
 
 def record(
     bundle: Bundle,
     clips: Iterable[Iterable[np.ndarray]],
-    writer: SetWriter,
+    writer: ArrayWriter,
     frame_count: int,
     *,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> list[PassRecord]:
     """Run the float32 pair over clips and write what each step receives; one pass is in memory at a time.
 
     Args:
         bundle: the pair.
         clips: frames (H, W, 3) uint8 BGR of each clip; the first of a clip is its keyframe.
-        writer: takes the passes; its header is the caller's to write.
+        writer: takes the arrays; its header is the caller's to write.
         frame_count: frames in all, for the progress; 0 where that is not known.
         threads: CPU threads of one step.
         progress: told of each frame.
+
+    Returns:
+        The passes, in the order in which they ran.
     """
+    passes: list[PassRecord] = []
     backend = RecordingBackend(backend_named(BACKEND), bundle)
     done = 0
     with EdgeRunner(
         bundle, backend=backend, engine=FLOAT32, schedule=_schedule(bundle), threads=threads
     ) as runner:
         for index, clip in enumerate(clips):
-            backend.observer = _ClipRecorder(index, writer)
+            backend.observer = _ClipRecorder(index, writer, passes)
             runner.reset()
             for image in clip:
                 runner(image)
                 done += 1
                 if progress is not None:
                     progress.update("calibrate", done, frame_count)
+    return passes
 
 
 class _ClipRecorder:
     """Writes the passes of one clip; what two of them receive alike is stored once."""
 
-    def __init__(self, clip: int, writer: SetWriter) -> None:
-        self._clip, self._writer = clip, writer
+    def __init__(self, clip: int, writer: ArrayWriter, passes: list[PassRecord]) -> None:
+        self._clip, self._writer, self._passes = clip, writer, passes
         self._frame = self._distance = -1
         self._stored: dict[int, str] = {}
 
-    def __call__(self, step: StepName, inputs: Mapping[str, Received]) -> None:
+    def before(self, step: StepName, inputs: Mapping[str, Content]) -> None:
         self._frame += 1
         self._distance = 0 if step == "keyframe" else self._distance + 1
         members = {}
@@ -172,7 +177,10 @@ class _ClipRecorder:
                 self._writer.write(member, received.array)
                 self._stored[received.token] = member
             members[name] = self._stored[received.token]
-        self._writer.add_pass(PassRecord(step=step, clip=self._clip, distance=self._distance, inputs=members))
+        self._passes.append(PassRecord(step=step, clip=self._clip, distance=self._distance, inputs=members))
+
+    def after(self, step: StepName, outputs: Mapping[str, Content]) -> None:
+        """What a step gives is the next one's to receive."""
 
 
 def _schedule(bundle: Bundle) -> ScheduleSettings:
@@ -274,7 +282,7 @@ def clip_bytes(bundle: Bundle, frames: int) -> int:
     return frames * (manifest.frame.size_bytes + OVERHEAD_BYTES) + state
 
 
-def _header(bundle: Bundle, clips: CalibrationClips, writer: SetWriter) -> CalibrationHeader:
+def _header(bundle: Bundle, clips: CalibrationClips, passes: list[PassRecord]) -> CalibrationHeader:
     ort = require("onnxruntime", "calibrating")
     return CalibrationHeader(
         bundle=bundle.manifest.name,
@@ -283,8 +291,8 @@ def _header(bundle: Bundle, clips: CalibrationClips, writer: SetWriter) -> Calib
         clips_sha256=clips.sha256,
         clips=clips.clips,
         interval=interval_of(bundle),
-        counts=writer.counts(),
-        passes=tuple(writer.passes),
+        counts=counts_of(passes),
+        passes=tuple(passes),
         runtime=f"{BACKEND} {ort.__version__}",
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         sdk_version=edge_sdk.__version__,

@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.arrays import HEADER, ArrayWriter, write_arrays
 from edge_sdk.bundle import Bundle
 from edge_sdk.cli.calibrate import by_distance
 from edge_sdk.compile.calibrate import CalibrateRecipe, calibrate, clip_bytes, record
 from edge_sdk.compile.calibration_frames import FrameFacts
-from edge_sdk.compile.calibration_set import HEADER, CalibrationSet, SetWriter, write_set
+from edge_sdk.compile.calibration_set import CALIBRATION_SET, CalibrationSet, PassRecord, counts_of
 from edge_sdk.errors import (
     BundleError,
     ChecksumError,
@@ -252,7 +253,7 @@ LOST = {"step": "delta", "clip": 0, "distance": 1, "inputs": {"frame": "clip_000
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (None, FileFormatError, "not a calibration set"),
+        (None, FileFormatError, "expected a calibration set, it is none"),
         ({"format": 2}, FileFormatError, "its format is 2, this edge_sdk reads format 1"),
         ({"bundel": "x"}, FileFormatError, "unknown key 'bundel', did you mean 'bundle'?"),
         ({"counts": 3}, FileFormatError, "'counts'"),
@@ -281,7 +282,7 @@ def test_a_file_that_changes_after_it_was_opened_is_noticed(recorded: Calibratio
         place = archive.getinfo("clip_001/000/frame.npy").header_offset + 300
     content[place] ^= 1
     recorded.path.write_bytes(content)
-    with pytest.raises(ChecksumError, match=r"'clip_001/000/frame\.npy' changed since the set was opened"):
+    with pytest.raises(ChecksumError, match=r"'clip_001/000/frame\.npy' changed since it was opened"):
         list(recorded.passes("keyframe"))
 
 
@@ -456,14 +457,14 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         return ((smooth(7 * clip + frame, size) for frame in range(4)) for clip in range(clips))
 
     def peak_bytes(clips: int) -> int:
-        with write_set(tmp_path / "set.npz") as writer:
+        with write_arrays(tmp_path / "set.npz", CALIBRATION_SET) as writer:
             tracemalloc.start()
             try:
-                record(bundle, endless(clips), writer, 0)
+                passes = record(bundle, endless(clips), writer, 0)
                 peak = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
-            finish(writer, tmp_path)
+            finish(writer, passes, tmp_path)
         return peak
 
     few, many = peak_bytes(2), peak_bytes(40)
@@ -477,7 +478,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def finish(writer: SetWriter, folder: Path) -> None:
+def finish(writer: ArrayWriter, passes: list[PassRecord], folder: Path) -> None:
     """End a set that was not made of a folder of clips, with the header of one that was."""
     if not (folder / "clips").exists():
         PAIRS["chaining"](SIZE).write(folder / "small")
@@ -485,7 +486,7 @@ def finish(writer: SetWriter, folder: Path) -> None:
         calibrate(recipe(folder, bundle=folder / "small", out=folder / "small.npz"))
     header = CalibrationSet.open(folder / "small.npz").header
     inputs = {step: spec.inputs for step, spec in Bundle.open(folder / "bundle").manifest.steps.items()}
-    update = {"counts": writer.counts(), "passes": tuple(writer.passes), "inputs": inputs}
+    update = {"counts": counts_of(passes), "passes": tuple(passes), "inputs": inputs}
     writer.finish(header.model_copy(update=update))
 
 
@@ -508,10 +509,12 @@ def test_distance_is_the_runners_own_age_of_the_state(tmp_path: Path) -> None:
 
 def test_the_warm_up_is_not_recorded(tmp_path: Path) -> None:
     bundle = PAIRS["chaining"](SIZE).write(tmp_path / "bundle")
-    with write_set(tmp_path / "set.npz") as writer:
-        record(bundle, [], writer, 0)
-        assert writer.passes == []
-        finish(writer, tmp_path)
+    with write_arrays(tmp_path / "set.npz", CALIBRATION_SET) as writer:
+        passes = record(bundle, [], writer, 0)
+        assert passes == []
+        finish(writer, passes, tmp_path)
+    with zipfile.ZipFile(tmp_path / "set.npz") as archive:
+        assert archive.namelist() == [HEADER]
 
 
 def test_recording_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
