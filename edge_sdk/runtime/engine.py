@@ -107,8 +107,14 @@ class Backend(Protocol):
 
     name: str
 
-    def load(self, path: Path, options: EngineOptions) -> Engine:
-        """Load a graph.
+    def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
+        """Load a graph, or an engine that was built for this machine.
+
+        Args:
+            path: the file, for messages too.
+            options: how it is loaded.
+            built: the engine's content where it has been checked already, see :func:`edge_sdk.identity.open_engine`;
+                None for a graph.
 
         Raises:
             DependencyError: the runtime is not installed on this machine.

@@ -22,13 +22,31 @@ _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"} | {
 _LOG_ERRORS = 3
 
 
+def session_settings(ort: Any, *, optimise: bool = True) -> Any:
+    """Session options that every session of ours has.
+
+    Args:
+        ort: the package.
+        optimise: with every graph optimisation; False for a graph that has been through them.
+    """
+    settings = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.log_severity_level = _LOG_ERRORS
+    # Threads of a session spin after its run; those of the other step's session would then run against them.
+    # On two cores this alone made a keyframe and delta pair two to three times slower.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
+
+
 class OrtBackend:
     """Loads ONNX graphs on the CPU execution provider, named explicitly: there is no other to fall back to."""
 
     name = "onnxruntime"
 
-    def load(self, path: Path, options: EngineOptions) -> OrtEngine:
-        """Load an ONNX graph with every graph optimisation.
+    def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> OrtEngine:
+        """Load an ONNX graph with every graph optimisation, or a built engine as it is.
 
         Raises:
             MissingFileError: no file there.
@@ -37,17 +55,12 @@ class OrtBackend:
         """
         file = require_file(path, "graph")
         ort = require("onnxruntime", "running a bundle")
-        settings = ort.SessionOptions()
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        settings.log_severity_level = _LOG_ERRORS
-        # Threads of a session spin after its run; those of the other step's session would then run against them.
-        # On two cores this alone made a keyframe and delta pair two to three times slower.
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        settings = session_settings(ort, optimise=built is None)
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         try:
-            session = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+            model = str(file) if built is None else built
+            session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime's exceptions have no common base below Exception.
         except Exception as error:
             raise EngineError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from edge_sdk.bundle import FLOAT32, Bundle, PairSpec, StepName
+from edge_sdk.bundle import FLOAT32, Bundle, EngineSet, PairSpec, StepName, set_name
 from edge_sdk.errors import BundleError
+from edge_sdk.identity import open_engine
 from edge_sdk.runtime.engine import Backend, Engine, EngineOptions
 from edge_sdk.tensors import TensorSpec
 
@@ -66,7 +68,12 @@ def _load_step(
     bundle: Bundle, pair: PairSpec, name: StepName, backend: Backend, options: EngineOptions
 ) -> Engine:
     step = pair.steps.keyframe if name == "keyframe" else pair.steps.delta or bundle.step(name)
-    engine = backend.load(bundle.path / step.graph, options)
+    path = bundle.path / step.graph
+    engine = (
+        backend.load(path, options, _checked(bundle, pair, name, path))
+        if isinstance(pair, EngineSet)
+        else backend.load(path, options)
+    )
     try:
         _check_graph(step.graph, engine.inputs, step.inputs)
         _check_graph(step.graph, engine.outputs, step.outputs)
@@ -74,6 +81,23 @@ def _load_step(
         engine.close()
         raise
     return engine
+
+
+def _checked(bundle: Bundle, built: EngineSet, name: StepName, path: Path) -> bytes:
+    """The content of an engine that is whole and built for this machine, from the graph that the bundle holds."""
+    manifest = bundle.manifest
+    origin = manifest.variants.get(set_name(built.backend, built.precision))
+    steps = manifest.steps if origin is None else origin.steps
+    graph = steps.keyframe if name == "keyframe" else steps.delta or bundle.step(name)
+    content, _ = open_engine(
+        path,
+        backend=built.backend,
+        rebuild="edge-sdk build RECIPE",
+        step=name,
+        precision=built.precision,
+        graph_sha256=manifest.files[graph.graph].sha256,
+    )
+    return content
 
 
 def _check_graph(graph: str, found: Iterable[TensorSpec], recorded: Iterable[TensorSpec]) -> None:
