@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from edge_sdk.cli import calibrate, demo, distill, doctor, evaluate, export, run, train
+from edge_sdk.cli import calibrate, demo, distill, doctor, evaluate, export, lint, run, train
 from edge_sdk.cli.report import Verbs, call
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for _verb in (
     distill.distill,
     export.export,
     calibrate.calibrate,
+    lint.lint,
     run.run,
     evaluate.evaluate,
     doctor.doctor,
@@ -50,6 +51,6 @@ def _top(
 def main() -> None:
     """Entry point of the command; exits the process with the verb's exit code.
 
-    Codes: 0 done, 1 ``doctor`` found a problem, 2 wrong input, 70 a defect of edge_sdk, 130 interrupted.
+    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem, 2 wrong input, 70 a defect of edge_sdk, 130 interrupted.
     """
     call(app, "edge-sdk")

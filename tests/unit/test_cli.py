@@ -21,7 +21,7 @@ from edge_sdk.cli.output import plain
 from edge_sdk.errors import DependencyError, RecipeError
 from edge_sdk.settings import Settings
 
-VERBS = ["demo", "train", "distill", "export", "run", "evaluate", "doctor"]
+VERBS = ["demo", "train", "distill", "export", "calibrate", "lint", "run", "evaluate", "doctor"]
 
 
 def invoke(*args):

@@ -24,9 +24,9 @@ class Finding:
         rule: stable name of the rule, such as ``zero-point``.
         severity: ``error``: the backend refuses the graph, crashes on it or computes something else than ONNX says;
             ``warning``: it runs, but slower or less exactly than asked.
-        node: the node it is about; empty where it is about an input or output.
-        tensor: the tensor it is about; empty where it is about the node as a whole.
-        message: what is there and why that is wrong; names the node.
+        node: the node it is about; empty where it is about an input, an output or the whole graph.
+        tensor: the tensor it is about; empty where it is about the node, or the graph, as a whole.
+        message: what is there and why that is wrong; names the node or tensor.
         repair: what to do.
         step: the step whose graph it is.
     """
@@ -74,6 +74,10 @@ class Target:
         name = label(node)
         message = f"{self.step} step, node '{name}' ({node.op_type}): {what}."
         return Finding(rule, severity, name, tensor, message, repair, self.step)
+
+    def whole(self, rule: str, severity: Severity, what: str, repair: str) -> Finding:
+        """A finding about the graph as a whole."""
+        return Finding(rule, severity, "", "", f"{self.step} step: {what}.", repair, self.step)
 
     def on(self, rule: str, severity: Severity, tensor: str, what: str, repair: str) -> Finding:
         """A finding about an input, an output or a weight: ``what`` follows its name in the message."""

@@ -185,7 +185,7 @@ def backend_computes(view: GraphView, target: Target) -> Iterator[Finding]:
     """float16 is for TensorRT: ONNX Runtime's CPU computes it in float32, slower than float32 itself."""
     if target.backend == "onnxruntime" and target.precision == "float16":
         what = "ONNX Runtime's CPU computes float16 in float32 with casts around every node"
-        yield target.on("float16-backend", "warning", "(graph)", what, "Use float32 or int8 on this backend.")
+        yield target.whole("float16-backend", "warning", what, "Use float32 or int8 on this backend.")
 
 
 RULES = (constants, guards, overflows, islands, cast_pairs, io_types, backend_computes)

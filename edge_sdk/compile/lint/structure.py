@@ -47,10 +47,10 @@ def opsets(view: GraphView, target: Target) -> Iterator[Finding]:
         return
     if not low <= view.opset <= high:
         what = f"the graph's opset is {view.opset}, TensorRT's parser knows {low} to {high}"
-        yield target.on("opset", "error", "(graph)", what, "Export with opset 17 to 20.")
+        yield target.whole("opset", "error", what, "Export with opset 17 to 20.")
     elif view.opset > JETPACK_6_OPSET:
         what = f"the graph's opset is {view.opset}, TensorRT 10.3 of JetPack 6 knows up to {JETPACK_6_OPSET}"
-        yield target.on("opset", "warning", "(graph)", what, "Export with opset 17 to 20.")
+        yield target.whole("opset", "warning", what, "Export with opset 17 to 20.")
 
 
 def operators(view: GraphView, target: Target) -> Iterator[Finding]:
@@ -82,6 +82,8 @@ def bytes_inside(view: GraphView, target: Target) -> Iterator[Finding]:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             continue  # the rule 'uint8' tells of those
         given = [name for name in node.input if name and view.elem_type(name) == TensorProto.UINT8]
+        if given and view.maker(given[0]) is not None:
+            continue  # told of where the first uint8 was written or read
         if given and node.op_type != "Cast":
             what = f"it computes with uint8 '{given[0]}', which TensorRT only takes into a Cast"
             repair = "Cast a uint8 input to float before anything else."
@@ -106,13 +108,13 @@ def precision_met(view: GraphView, target: Target) -> Iterator[Finding]:
         what = (
             f"int8 is asked for, and none of its {len(layers)} convolutions reads quantised input and weights"
         )
-        yield target.on("precision", "error", "(graph)", what, "Quantise the graph first.")
+        yield target.whole("precision", "error", what, "Quantise the graph first.")
     elif target.precision == "float16" and not half:
         what = "float16 is asked for, and no tensor in the graph is float16"
-        yield target.on("precision", "error", "(graph)", what, "Convert the graph first.")
+        yield target.whole("precision", "error", what, "Convert the graph first.")
     elif target.precision == "float32" and (half or view.of_type(QUANTIZE, DEQUANTIZE)):
         what = f"float32 is asked for, and the graph holds {'float16' if half else 'Q/DQ nodes'}"
-        yield target.on("precision", "error", "(graph)", what, "Give the exported graph.")
+        yield target.whole("precision", "error", what, "Give the exported graph.")
 
 
 def unquantised_layers(view: GraphView, target: Target) -> Iterator[Finding]:
