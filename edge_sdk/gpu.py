@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 DRIVER = "libcuda.so.1"
 # CUdevice_attribute of cuda.h.
-_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
+_MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,14 @@ class Gpu:
         compute_capability: such as ``"8.7"``.
         memory_bytes: all of its memory; on a Jetson that is the machine's.
         cuda: the newest CUDA version that the driver speaks, such as ``"12.6"``.
+        integrated: it shares the machine's memory, as on a Jetson.
     """
 
     name: str
     compute_capability: str
     memory_bytes: int
     cuda: str
+    integrated: bool
 
 
 def find_gpu(driver: str = DRIVER) -> Gpu | None:
@@ -45,12 +47,15 @@ def find_gpu(driver: str = DRIVER) -> Gpu | None:
     )
     if any(answers):
         return None
-    count, major, minor = (_attribute(cuda, number, device) for number in (_MULTIPROCESSORS, _MAJOR, _MINOR))
+    count, integrated, major, minor = (
+        _attribute(cuda, number, device) for number in (_MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR)
+    )
     return Gpu(
         name=f"{name.value.decode(errors='replace')}, {count} multiprocessors",
         compute_capability=f"{major}.{minor}",
         memory_bytes=memory.value,
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
+        integrated=bool(integrated),
     )
 
 

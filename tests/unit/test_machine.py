@@ -28,7 +28,7 @@ int cuDeviceGetName(char* name, int size, int device) { strncpy(name, "Orin", si
 int cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = 8000000000ull; return 0; }
 int cuDriverGetVersion(int* version) { *version = 12060; return 0; }
 int cuDeviceGetAttribute(int* value, int what, int device) {
-    *value = what == 16 ? 8 : what == 75 ? 8 : what == 76 ? 7 : -1; return 0; }
+    *value = what == 16 ? 8 : what == 18 ? 1 : what == 75 ? 8 : what == 76 ? 7 : -1; return 0; }
 static int current;
 int cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)4096; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return current; }
@@ -95,6 +95,9 @@ def test_facts_of_a_pc(tmp_path: Path) -> None:
 
 def test_a_driver_without_a_gpu_is_no_gpu(tmp_path: Path) -> None:
     none = driver(tmp_path, answer=100)
+    found = find_gpu(driver(tmp_path))
+    assert found is not None
+    assert found.integrated
     assert find_gpu(none) is None
     assert free_gpu_memory(none) is None
     assert find_gpu("libc.so.6") is None, "a library of another kind is no driver"
