@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from edge_sdk.build.tensorrt.settings import TensorRTSettings
+from edge_sdk.manifest import BackendName, Precision
 from edge_sdk.settings import Settings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -58,14 +61,17 @@ class AccuracySettings(Settings):
         interval: keyframe interval of the runs.
         max_drop: mIoU points that an engine may lose against the float32 pair.
         limit: frames at most.
-        sweep: measure each layer's damage at INT8 and keep the worst in higher precision until ``max_drop`` is met.
+        sweep: measure each layer's damage at INT8 and keep the worst in higher precision until ``max_drop`` is met:
+            ``auto`` where INT8 breaks the budget, ``always`` to have the table of damages in any case, or ``never``.
+        repeats: timed runs that the choice rests on.
     """
 
     source: str
     interval: Positive = 10
     max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
     limit: Positive | None = None
-    sweep: bool = True
+    sweep: Literal["auto", "always", "never"] = "auto"
+    repeats: Positive = 5
 
 
 class OnnxRuntimeSettings(Settings):
@@ -76,3 +82,37 @@ class OnnxRuntimeSettings(Settings):
     """
 
     threads: Positive | None = None
+
+
+class BuildRecipe(Settings):
+    """From a bundle's step graphs to engines for the machine that this runs on.
+
+    Args:
+        bundle: the exported bundle.
+        out: where the bundle with graphs and engines goes; None extends ``bundle`` itself.
+        calibration: calibration set of that bundle, from ``edge-sdk calibrate``; INT8 and float16 graphs need it.
+        backends: what to build for; ``auto``: every backend whose package is installed here.
+        precisions: what to build. ONNX Runtime's CPU kernels compute float16 in float32, so there it is left out.
+        int8, float16: how those graphs are made.
+        accuracy: what they may cost, and the frames to find out; None: nothing is tried out, timed or chosen.
+        tensorrt, onnxruntime: the builders' settings.
+    """
+
+    bundle: Path
+    out: Path | None = None
+    calibration: Path | None = None
+    backends: Literal["auto"] | Annotated[tuple[BackendName, ...], Field(min_length=1)] = "auto"
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("float32", "float16", "int8")
+    int8: Int8Settings = Int8Settings()
+    float16: Float16Settings = Float16Settings()
+    accuracy: AccuracySettings | None = None
+    tensorrt: TensorRTSettings = TensorRTSettings()
+    onnxruntime: OnnxRuntimeSettings = OnnxRuntimeSettings()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> BuildRecipe:
+        for name in ("precisions", "backends"):
+            values = getattr(self, name)
+            if values != "auto" and len(set(values)) != len(values):
+                raise ValueError(f"expected each of '{name}' once")
+        return self

@@ -25,22 +25,8 @@ from edge_sdk.manifest import FRAME
 
 CENTRED = "frame.centred"
 _SCALE, _ZERO = "frame.centred.scale", "frame.centred.zero_point"
-_ELEMENTWISE = set(
-    [
-        "Unsqueeze",
-        "Reshape",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Concat",
-        "Cast",
-        "Gather",
-        "Mul",
-        "Add",
-        "Sub",
-        "Div",
-    ]
-)
+_SHUFFLES = {"Unsqueeze", "Reshape", "Transpose", "Slice", "Split", "Concat", "Gather"}
+_ELEMENTWISE = _SHUFFLES | {"Cast", "Mul", "Add", "Sub", "Div"}
 
 
 @dataclass(frozen=True)

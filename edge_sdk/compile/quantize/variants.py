@@ -17,8 +17,8 @@ from edge_sdk.bundle import Bundle, set_name
 from edge_sdk.compile.calibration_set import CalibrationSet
 from edge_sdk.compile.lint import lint, lint_pair, require_clean
 from edge_sdk.compile.quantize.float16 import halve_pair, to_float16
-from edge_sdk.compile.quantize.int8 import quantize_pair
-from edge_sdk.compile.quantize.nodes import name_nodes
+from edge_sdk.compile.quantize.int8 import convolutions, quantize_pair
+from edge_sdk.compile.quantize.nodes import layer_of, name_nodes
 from edge_sdk.compile.quantize.ranges import Ranges, measure_ranges, share_state
 from edge_sdk.compile.specs import step_spec
 from edge_sdk.errors import RecipeError
@@ -72,7 +72,7 @@ class Quantizer:
             found: dict[str, Ranges] = {
                 step: measure_ranges(
                     self.bundle.graph_path(step),
-                    (dict(given.inputs) for given in self._chosen(step, settings.passes)),
+                    (dict(given.inputs) for given in self.chosen(step, settings.passes)),
                     settings,
                 )
                 for step, _ in self.bundle.manifest.steps.items()
@@ -82,8 +82,15 @@ class Quantizer:
             self._ranges[key] = found
         return self._ranges[key]
 
-    def int8(self, settings: Int8Settings, backend: BackendName) -> Written:
+    def int8(
+        self, settings: Int8Settings, backend: BackendName, facts: Mapping[str, Any] | None = None
+    ) -> Written:
         """The pair in INT8, linted.
+
+        Args:
+            settings: how.
+            backend: whose kernels it is for.
+            facts: more for the provenance.
 
         Raises:
             LintError: the backend would refuse a graph.
@@ -93,8 +100,9 @@ class Quantizer:
         graphs = done.graphs
         if backend == "tensorrt" and settings.remainder == "float16":
             graphs = {step: _remainder_in_half(model) for step, model in graphs.items()}
-        facts = {"int8": settings.model_dump(mode="json"), "kept": done.kept}
-        return self._written(graphs, done.forms, backend, "int8", facts)
+        asked = {step: asked_shares(self.graphs[step], kept) for step, kept in done.kept.items()}
+        known = {"settings": settings.model_dump(mode="json"), "kept": done.kept, "asked": asked}
+        return self._written(graphs, done.forms, backend, "int8", {**known, **(facts or {})})
 
     def float16(self, settings: Float16Settings, int8: Int8Settings) -> Written:
         """The pair in float16, for TensorRT, linted.
@@ -108,10 +116,10 @@ class Quantizer:
         """
         scanned = self.ranges(int8.model_copy(update={"method": "minmax"}))
         done = halve_pair(self.graphs, scanned, self.state, settings)
-        facts = {"float16": settings.model_dump(mode="json"), "kept": done.kept}
+        facts = {"settings": settings.model_dump(mode="json"), "kept": done.kept}
         return self._written(done.graphs, done.forms, "tensorrt", "float16", facts)
 
-    def _chosen(self, step: Any, most: int | None) -> Iterator[Any]:
+    def chosen(self, step: Any, most: int | None) -> Iterator[Any]:
         """Passes of a step, evenly chosen where there are more than ``most``."""
         total = self.calibration.count(step)
         wanted = (
@@ -160,6 +168,13 @@ class Quantizer:
             },
         )
         return Written(variant, files)
+
+
+def asked_shares(model: onnx.ModelProto, kept: Mapping[str, str]) -> dict[str, float]:
+    """Share of the convolutions that a quantised graph asks for in each precision, 0-1."""
+    layers = [layer_of(node) for node in convolutions(model)]
+    share = sum(layer not in kept for layer in layers) / len(layers)
+    return {"int8": share, "float32": 1 - share}
 
 
 def graph_digests(bundle: Bundle) -> dict[str, JsonValue]:

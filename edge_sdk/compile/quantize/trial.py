@@ -1,0 +1,80 @@
+"""Running step graphs that are not in a bundle yet, to find out what a change to them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edge_sdk.evaluate.clip import Clip
+from edge_sdk.manifest import FRAME, state_input, state_output
+from edge_sdk.optional import require
+from edge_sdk.runtime.onnxruntime import session_settings
+from edge_sdk.tasks import Prediction, Task
+
+
+def session_of(model: onnx.ModelProto) -> Any:
+    """An ONNX Runtime session on the CPU for a graph in memory."""
+    ort = require("onnxruntime", "trying out quantised graphs")
+    return ort.InferenceSession(
+        model.SerializeToString(), session_settings(ort), providers=["CPUExecutionProvider"]
+    )
+
+
+class PairTrial:
+    """A pair's graphs run frame after frame, a keyframe every ``interval`` frames.
+
+    Args:
+        graphs: by step, in any precision.
+    """
+
+    def __init__(self, graphs: Mapping[str, onnx.ModelProto]) -> None:
+        self._sessions = {step: session_of(model) for step, model in graphs.items()}
+        self._outputs = {step: [node.name for node in s.get_outputs()] for step, s in self._sessions.items()}
+
+    def stream(self, images: Sequence[np.ndarray], interval: int) -> Iterator[dict[str, np.ndarray]]:
+        """The task outputs of each image, (H, W, 3) uint8 BGR."""
+        state: dict[str, np.ndarray] = {}
+        for index, image in enumerate(images):
+            step = "delta" if "delta" in self._sessions and index % interval else "keyframe"
+            feeds = {FRAME: np.ascontiguousarray(image), **(state if step == "delta" else {})}
+            found = self._sessions[step].run(None, feeds)
+            given = dict(zip(self._outputs[step], found, strict=True))
+            state |= {_input_of(name): value for name, value in given.items() if name.startswith("state.")}
+            yield {name: value for name, value in given.items() if not name.startswith("state.")}
+
+
+def score_of(
+    graphs: Mapping[str, onnx.ModelProto],
+    clip: Clip,
+    truths: Sequence[Prediction | None],
+    task: Task,
+    interval: int,
+) -> float:
+    """The task's primary score, 0-1, of a pair over a clip.
+
+    Args:
+        graphs: by step.
+        clip: frames.
+        truths: what is right for each frame; None where nobody knows.
+        task: reads and scores the outputs.
+        interval: frames from keyframe to keyframe.
+    """
+    score = task.score()
+    for outputs, truth in zip(PairTrial(graphs).stream(clip.images, interval), truths, strict=True):
+        if truth is not None:
+            score.update(task.decode(outputs), truth)
+    return score.compute()[score.primary]
+
+
+def answers_of(
+    graphs: Mapping[str, onnx.ModelProto], clip: Clip, task: Task, interval: int
+) -> list[Prediction]:
+    """The pair's own predictions over a clip."""
+    return [task.decode(outputs).copy() for outputs in PairTrial(graphs).stream(clip.images, interval)]
+
+
+def _input_of(output: str) -> str:
+    return state_input(output.removeprefix("state.").removesuffix(state_output("").removeprefix("state.")))
