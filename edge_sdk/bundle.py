@@ -213,6 +213,7 @@ def extend_bundle(
     *,
     variants: Mapping[str, Variant] | None = None,
     engines: Mapping[str, EngineSet] | None = None,
+    measured: Mapping[str, EngineSet] | None = None,
     chosen: Mapping[BackendName, str] | None = None,
     out: str | Path | None = None,
 ) -> Bundle:
@@ -221,8 +222,9 @@ def extend_bundle(
     Args:
         bundle: what is extended.
         files: content of the new files, as for :func:`write_bundle`.
-        variants, engines: new entries of the manifest, by name.
-        chosen: new choices; a choice whose engine set is replaced without a new choice is dropped.
+        variants, engines: new entries of the manifest, by name. Engines of a variant that is replaced are dropped.
+        measured: entries of engine sets that are there, with new figures and the same files.
+        chosen: new choices; a choice whose engine set is replaced or dropped without a new choice is dropped.
         out: another place for the result; None replaces ``bundle``.
 
     Raises:
@@ -230,15 +232,16 @@ def extend_bundle(
     """
     old = bundle.manifest
     gone = {*(variants or {}), *(engines or {})}
+    kept_engines = {name: built for name, built in old.engines.items() if name not in gone}
     manifest = old.model_copy(
         update={
             "files": {},
             "variants": {**old.variants, **(variants or {})},
-            "engines": {**old.engines, **(engines or {})},
+            "engines": {**kept_engines, **(measured or {}), **(engines or {})},
             "chosen": {k: v for k, v in old.chosen.items() if v not in gone} | dict(chosen or {}),
         }
     )
-    replaced = [f"graphs/{name}/" for name in variants or {}] + [f"engines/{name}/" for name in engines or {}]
+    replaced = [f"graphs/{name}/" for name in variants or {}] + [f"engines/{name}/" for name in gone]
     kept: dict[str, Path | bytes] = {
         name: bundle.path / name for name in old.files if not name.startswith(tuple(replaced))
     }

@@ -65,9 +65,9 @@ class RecordingBackend:
         self._steps: dict[Path, StepName] = {bundle.path / spec.graph: name for name, spec in steps}
         self._contents = _Contents()
 
-    def load(self, path: Path, options: EngineOptions) -> Engine:
+    def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
         """Load a step graph; arguments and errors are the wrapped backend's."""
-        return _Engine(self._inner.load(path, options), self, self._steps[path])
+        return _Engine(self._inner.load(path, options, built), self, self._steps[path])
 
     def before(self, step: StepName, inputs: Mapping[str, Buffer]) -> None:
         """Show what a step is about to read, where there is an observer."""

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from edge_sdk.cli import calibrate, demo, distill, doctor, evaluate, export, lint, run, train
+from edge_sdk.cli import build, calibrate, demo, distill, doctor, evaluate, export, lint, run, train
 from edge_sdk.cli.report import Verbs, call
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for _verb in (
     export.export,
     calibrate.calibrate,
     lint.lint,
+    build.build,
     run.run,
     evaluate.evaluate,
     doctor.doctor,

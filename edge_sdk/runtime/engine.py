@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -124,6 +125,11 @@ class Backend(Protocol):
 
 
 _BACKENDS = {"onnxruntime": ("edge_sdk.runtime.onnxruntime", "OrtBackend")}
+
+
+def backend_available(name: str) -> bool:
+    """Whether this edge_sdk has such a backend and its package is installed here."""
+    return name in _BACKENDS and find_spec(name) is not None
 
 
 def backend_named(name: str) -> Backend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,7 +142,7 @@ def _error(found: list[np.ndarray], right: list[np.ndarray]) -> float:
     return float(np.sqrt(wrong / whole)) if whole else 0.0
 
 
-def facts_of(found: Budgeted) -> Mapping[str, object]:
+def facts_of(found: Budgeted) -> dict[str, object]:
     """For the variant's provenance."""
     return {
         "trials": [{"kept": kept, "lost_points": points} for kept, points in found.trials],

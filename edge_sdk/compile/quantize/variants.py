@@ -104,20 +104,23 @@ class Quantizer:
         known = {"settings": settings.model_dump(mode="json"), "kept": done.kept, "asked": asked}
         return self._written(graphs, done.forms, backend, "int8", {**known, **(facts or {})})
 
-    def float16(self, settings: Float16Settings, int8: Int8Settings) -> Written:
+    def float16(
+        self, settings: Float16Settings, int8: Int8Settings, facts: Mapping[str, Any] | None = None
+    ) -> Written:
         """The pair in float16, for TensorRT, linted.
 
         Args:
             settings: what stays in float32.
             int8: how many passes the range scan looks at.
+            facts: more for the provenance.
 
         Raises:
             LintError: TensorRT would refuse a graph.
         """
         scanned = self.ranges(int8.model_copy(update={"method": "minmax"}))
         done = halve_pair(self.graphs, scanned, self.state, settings)
-        facts = {"settings": settings.model_dump(mode="json"), "kept": done.kept}
-        return self._written(done.graphs, done.forms, "tensorrt", "float16", facts)
+        known = {"settings": settings.model_dump(mode="json"), "kept": done.kept}
+        return self._written(done.graphs, done.forms, "tensorrt", "float16", {**known, **(facts or {})})
 
     def chosen(self, step: Any, most: int | None) -> Iterator[Any]:
         """Passes of a step, evenly chosen where there are more than ``most``."""
