@@ -31,6 +31,12 @@ def evaluate(
     intervals: Annotated[
         str | None, typer.Option("--intervals", help="Keyframe intervals, such as 5,10.", show_default=False)
     ] = None,
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            "--engines", help="Engine sets to compare too, such as onnxruntime-int8.", show_default=False
+        ),
+    ] = None,
     repeats: Annotated[
         int | None, typer.Option("--repeats", min=1, help="Timed runs; the median counts.")
     ] = None,
@@ -54,6 +60,7 @@ def evaluate(
         "teacher": teacher,
         "rival": rival,
         "intervals": None if intervals is None else parse_intervals(intervals),
+        "engines": None if engines is None else tuple(engines.split(",")),
         "repeats": repeats,
         "limit": limit,
         "threads": threads,

@@ -26,6 +26,12 @@ Source = Annotated[
         help="Video file, folder of frames, camera:0, or synthetic:SCENE?height=..&width=..&frames=..",
     ),
 ]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", help="float32, or engines of the bundle such as onnxruntime-int8; else the chosen ones."
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder for the results, instead of the recipe's.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_sdk.cli.options import BundlePath, JsonFlag, Limit, Source, Threads
+from edge_sdk.cli.options import BundlePath, EngineName, JsonFlag, Limit, Source, Threads
 from edge_sdk.errors import RecipeError, ShapeError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def run(
     limit: Limit = None,
     threads: Threads = None,
     backend: Annotated[str, typer.Option("--backend", help="Runtime that computes.")] = "onnxruntime",
+    engine: EngineName = None,
     results: Annotated[
         Path | None, typer.Option("--results", help="Write one JSON line a frame to this file.")
     ] = None,
@@ -65,7 +66,7 @@ def run(
         check_size(opened, frames)
         summary = RunSummary(bundle=bundle, source=source, output=out, results=results)
         with (
-            EdgeRunner(opened, backend=backend, schedule=rule, threads=threads) as runner,
+            EdgeRunner(opened, backend=backend, engine=engine, schedule=rule, threads=threads) as runner,
             RichProgress() as progress,
         ):
             process(runner, frames, summary, progress)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_sdk.bundle import Bundle
+from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.errors import BundleError, EngineError
 from edge_sdk.evaluate.baselines import copied, flowed
 from edge_sdk.evaluate.clip import Clip, Tick
@@ -43,11 +43,11 @@ class Accuracy:
 
 
 def per_frame_masks(
-    bundle: Bundle, clip: Clip, threads: int | None, tick: Callable[[int], None]
+    bundle: Bundle, clip: Clip, threads: int | None, tick: Callable[[int], None], engine: str = FLOAT32
 ) -> list[Segmentation]:
     """The keyframe step's mask of every frame."""
     masks = []
-    with EdgeRunner(bundle, schedule=AlwaysSchedule(), threads=threads) as runner:
+    with EdgeRunner(bundle, engine=engine, schedule=AlwaysSchedule(), threads=threads) as runner:
         for frame in clip.frames:
             masks.append(Segmentation(runner(frame).mask.copy()))
             tick(len(masks))
@@ -106,19 +106,26 @@ class Judge:
         images = self._clip.images
         return self._over_phases("flow", interval, lambda planned: flowed(planned, self._teacher, images))
 
-    def delta(self, interval: int, keep: Iterable[int] = ()) -> Accuracy:
+    def delta(self, interval: int, keep: Iterable[int] = (), engine: str = FLOAT32) -> Accuracy:
         """The pair, really run for every phase.
 
         Args:
             interval: frames from keyframe to keyframe.
             keep: frames whose masks in phase 0 are put into ``kept``.
+            engine: which engines of the pair.
 
         Raises:
             BundleError: the keyframe step and the teacher's own bundle disagree.
         """
         wanted = set(keep)
-        with EdgeRunner(self._pair, schedule=ExternalSchedule(), threads=self._threads) as runner:
-            return self._over_phases("delta", interval, lambda planned: self._run(runner, planned, wanted))
+        own_teacher = self._own_teacher and engine == FLOAT32
+        name = "delta" if engine == FLOAT32 else f"delta {engine}"
+        with EdgeRunner(
+            self._pair, engine=engine, schedule=ExternalSchedule(), threads=self._threads
+        ) as runner:
+            return self._over_phases(
+                name, interval, lambda planned: self._run(runner, planned, wanted, own_teacher)
+            )
 
     def _over_phases(
         self, name: str, interval: int, masks_of: Callable[[Sequence[Planned]], Masks]
@@ -139,7 +146,7 @@ class Judge:
         return Accuracy.of(scores)
 
     def _run(
-        self, runner: EdgeRunner, planned: Sequence[Planned], keep: set[int]
+        self, runner: EdgeRunner, planned: Sequence[Planned], keep: set[int], own_teacher: bool
     ) -> Iterator[tuple[Planned, np.ndarray]]:
         runner.reset()
         first_phase = all(where.counted for where in planned)
@@ -159,7 +166,7 @@ class Judge:
             if first_phase and where.index in keep:
                 self.kept[where.index] = mask
             yield where, mask
-        if self._own_teacher:
+        if own_teacher:
             check_same_teacher(differing, keyframes * mask.size)
 
 

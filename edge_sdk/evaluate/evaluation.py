@@ -12,6 +12,7 @@ from edge_sdk.evaluate.conditions import Conditions
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing
 from edge_sdk.files import require_file, write_text
+from edge_sdk.manifest import FLOAT32
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.tasks import TaskSpec
 
@@ -47,6 +48,7 @@ class Row(Settings):
         name: unique in its evaluation.
         variant: what makes the frames between keyframes.
         interval: frames from keyframe to keyframe; 1 for networks that run on every frame.
+        engine: ``"float32"`` for the exported graphs, or the name of an engine set.
         labels: mean intersection over union with the labels, 0-1; None without labels.
         agreement: the same with the teacher's masks as truth.
         by_distance: the two by distance from the keyframe; one entry for interval 1.
@@ -61,6 +63,7 @@ class Row(Settings):
     name: str
     variant: Variant
     interval: int = Field(ge=1)
+    engine: str = FLOAT32
     labels: float | None
     agreement: float | None
     by_distance: tuple[AtDistance, ...]

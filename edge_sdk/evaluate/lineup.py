@@ -50,6 +50,8 @@ def open_lineup(recipe: EvaluateRecipe) -> Lineup:
             f"bundle {pair.path}: expected a keyframe and a delta step, it has a keyframe step only.",
             hint="Name it as `rival` or `teacher`, and as `bundle` one that was distilled to keyframe and delta.",
         )
+    for engine in recipe.engines:
+        pair.engine_for("onnxruntime", engine)
     return Lineup(pair, _per_frame(recipe.teacher, "teacher", pair), _per_frame(recipe.rival, "rival", pair))
 
 

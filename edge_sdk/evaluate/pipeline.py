@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge_sdk.bundle import Bundle
+from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.accuracy import Accuracy, Judge, per_frame_masks
 from edge_sdk.evaluate.baselines import FlowRunner
@@ -53,6 +53,7 @@ class _Seat:
     name: str
     variant: Variant
     interval: int = 1
+    engine: str = FLOAT32
 
 
 def evaluate(recipe: EvaluateRecipe, *, progress: Progress | None = None) -> Evaluation:
@@ -110,6 +111,10 @@ def _seats(recipe: EvaluateRecipe, lineup: Lineup) -> list[_Seat]:
             _Seat(f"flow K={interval}", "flow", interval),
             _Seat(f"delta K={interval}", "delta", interval),
         ]
+    for engine in recipe.engines:
+        if engine in lineup.keyframes.manifest.engines:
+            seats.append(_Seat(f"teacher {engine}", "teacher", engine=engine))
+        seats += [_Seat(f"delta K={k} {engine}", "delta", k, engine) for k in recipe.intervals]
     return seats
 
 
@@ -131,7 +136,15 @@ def _accuracy(
 
     def scored(seat: _Seat) -> Accuracy:
         if seat.variant == "delta":
-            return judge.delta(seat.interval, keep=farthest(count, far) if seat.interval == far else ())
+            shown = seat.interval == far and seat.engine == FLOAT32
+            return judge.delta(seat.interval, farthest(count, far) if shown else (), seat.engine)
+        if seat.engine != FLOAT32:
+            name = seat.name
+            return judge.every_frame(
+                per_frame_masks(
+                    lineup.keyframes, clip, threads, lambda done: tick(name, done, count), seat.engine
+                )
+            )
         if seat.variant in ("copy", "flow"):
             return judge.copy(seat.interval) if seat.variant == "copy" else judge.flow(seat.interval)
         return judge.every_frame(
@@ -155,14 +168,18 @@ def _timings(
 ) -> dict[str, Timing]:
     with ExitStack() as stack:
 
-        def opened(bundle: Bundle, schedule: ScheduleSettings) -> EdgeRunner:
-            return stack.enter_context(EdgeRunner(bundle, schedule=schedule, threads=recipe.threads))
+        def opened(bundle: Bundle, schedule: ScheduleSettings, engine: str = FLOAT32) -> EdgeRunner:
+            return stack.enter_context(
+                EdgeRunner(bundle, engine=engine, schedule=schedule, threads=recipe.threads)
+            )
 
         teacher = opened(lineup.keyframes, AlwaysSchedule())
 
         def contender(seat: _Seat) -> Contender:
-            if seat.variant == "teacher":
+            if seat.variant == "teacher" and seat.engine == FLOAT32:
                 return runner_contender(teacher)
+            if seat.variant == "teacher":
+                return runner_contender(opened(lineup.keyframes, AlwaysSchedule(), seat.engine))
             if seat.variant == "flow":
                 baseline = FlowRunner(teacher, seat.interval)
                 baseline.warm_up(clip.frames[0])
@@ -173,7 +190,7 @@ def _timings(
                 )
             if seat.variant == "rival":
                 return runner_contender(opened(lineup.rival or lineup.keyframes, AlwaysSchedule()))
-            return runner_contender(opened(lineup.pair, EverySchedule(interval=seat.interval)))
+            return runner_contender(opened(lineup.pair, EverySchedule(interval=seat.interval), seat.engine))
 
         contenders = {seat.name: contender(seat) for seat in seats}
         return measure(contenders, seats[0].name, clip.frames, recipe.repeats, tick)
@@ -188,7 +205,10 @@ def _row(seat: _Seat, accuracy: Accuracy, timing: Timing, lineup: Lineup) -> Row
         macs, note = lineup.rival.manifest.steps.keyframe.macs, lineup.rival.manifest.name
     elif seat.variant == "delta":
         between = None if pair.delta is None else pair.delta.macs
-        macs, state = amortised(pair.keyframe.macs, between, seat.interval), lineup.pair.state_bytes
+        macs, state = (
+            amortised(pair.keyframe.macs, between, seat.interval),
+            lineup.pair.pair(seat.engine).state_bytes,
+        )
     elif seat.variant in ("copy", "flow"):
         # The mask; flow also keeps the keyframe in grey.
         macs, state = amortised(teacher, 0, seat.interval), pixels * (1 if seat.variant == "copy" else 2)
@@ -198,6 +218,7 @@ def _row(seat: _Seat, accuracy: Accuracy, timing: Timing, lineup: Lineup) -> Row
         name=seat.name,
         variant=seat.variant,
         interval=seat.interval,
+        engine=seat.engine,
         labels=accuracy.labels,
         agreement=accuracy.agreement,
         by_distance=accuracy.by_distance,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.evaluate.evaluation import Evaluation, Row
+from edge_sdk.manifest import FLOAT32
 from edge_sdk.optional import require
 
 # Stand-ins that matplotlib draws with; each becomes a colour of the page's style sheet.
@@ -20,6 +21,8 @@ _TO_CSS = {_INK: "currentColor", _LINE: "var(--line)"} | {
 }
 _MARKERS = {"teacher": "s", "rival": "D", "copy": "v", "flow": "^", "delta": "o"}
 _DASHES = {"teacher": (0, (6, 2)), "rival": (0, (1, 1.5)), "copy": "-", "flow": "-", "delta": "-"}
+# Of lines that show engines, beside those of the float32 graphs.
+_BUILT_ALPHA = 0.5
 
 _RC = {
     "svg.fonttype": "none",
@@ -76,15 +79,15 @@ def _draw_distance(axes: Any, evaluation: Evaluation) -> None:
     farthest = max(row.interval for row in evaluation.rows)
     for row in evaluation.rows:
         style = {"color": _SERIES[row.variant], "linewidth": 1.6, "linestyle": _DASHES[row.variant]}
+        style["alpha"] = 1.0 if row.engine == FLOAT32 else _BUILT_ALPHA
         level = headline(row, evaluation)
         if row.interval == 1 and level is not None:
             axes.plot([0, farthest - 1], [level, level], label=row.name, **style)
         elif row.interval == farthest:
             values = [at.labels if labelled else at.agreement for at in row.by_distance]
             shown = [np.nan if value is None else value for value in values]
-            axes.plot(
-                range(farthest), shown, marker=_MARKERS[row.variant], markersize=4, label=row.variant, **style
-            )
+            name = row.variant if row.engine == FLOAT32 else f"{row.variant} {row.engine}"
+            axes.plot(range(farthest), shown, marker=_MARKERS[row.variant], markersize=4, label=name, **style)
     axes.set_xlabel("frames since the keyframe")
     axes.set_ylabel(accuracy_name(evaluation))
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -98,8 +101,9 @@ def _draw_tradeoff(axes: Any, evaluation: Evaluation) -> None:
         if y is not None:
             style = {"color": _SERIES[row.variant], "marker": _MARKERS[row.variant]}
             axes.errorbar(x, y, xerr=row.timing.mean_ms.iqr / 2, markersize=6, capsize=2, **style)
-    for variant in ("copy", "flow", "delta"):
-        line = [points[row.name] for row in evaluation.rows if row.variant == variant]
+    series = dict.fromkeys((row.variant, row.engine) for row in evaluation.rows if row.interval > 1)
+    for variant, engine in series:
+        line = [points[row.name] for row in evaluation.rows if (row.variant, row.engine) == (variant, engine)]
         if all(y is not None for _, y in line):
             axes.plot(*zip(*line, strict=True), color=_SERIES[variant], linewidth=1, alpha=0.5)
     means = [x for x, _ in points.values()]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from edge_sdk.manifest import FLOAT32
 from edge_sdk.settings import Settings
 
 # One second between keyframes even at 120 frames a second; beyond that nobody runs a delta.
@@ -22,6 +23,8 @@ class EvaluateRecipe(Settings):
         teacher: a per-frame bundle of the same teacher without the work of writing state; it is the row
             "teacher" and makes the keyframes of the baselines. None: the pair's own keyframe step.
         rival: a per-frame bundle to compare with, such as a narrower network distilled from the same teacher.
+        engines: engine sets of the pair, such as ``"onnxruntime-int8"``, that get rows beside the float32 graphs; the
+            teacher's bundle gets a row for each that it has too.
         intervals: frames from keyframe to keyframe; every interval is evaluated on its own.
         phases: ``"all"``: accuracy is counted over every alignment of the keyframes, so that each frame is seen
             at each distance from its keyframe; 1: only keyframes at frames 0, K, 2K, ...
@@ -35,6 +38,7 @@ class EvaluateRecipe(Settings):
     source: str = Field(min_length=1)
     teacher: Path | None = None
     rival: Path | None = None
+    engines: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     intervals: tuple[Annotated[int, Field(ge=2, le=MAX_INTERVAL)], ...] = Field(default=(5, 10), min_length=1)
     phases: Literal["all", 1] = "all"
     repeats: int = Field(default=5, ge=1, le=1000)
@@ -48,6 +52,13 @@ class EvaluateRecipe(Settings):
         if len(set(intervals)) != len(intervals):
             raise ValueError("each interval once")
         return tuple(sorted(intervals))
+
+    @field_validator("engines")
+    @classmethod
+    def _each_once(cls, engines: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(engines)) != len(engines) or FLOAT32 in engines:
+            raise ValueError(f"each engine once, and not {FLOAT32}, which is always there")
+        return engines
 
     @model_validator(mode="after")
     def _enough_frames(self) -> EvaluateRecipe:

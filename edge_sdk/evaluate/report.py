@@ -57,8 +57,9 @@ def _verdict(delta: Row, evaluation: Evaluation) -> str:
     ]
     speed, points = _gain(delta, teacher, evaluation)
     compared = "; ".join(" ".join((row.variant, *_gain(row, teacher, evaluation))) for row in others)
+    name = delta.name.replace(f" K={delta.interval}", "")
     return (
-        f"K={delta.interval}: delta runs at {speed} the teacher's frames a second, {points} points of "
+        f"K={delta.interval}: {name} runs at {speed} the teacher's frames a second, {points} points of "
         f"{accuracy_name(evaluation)}. For comparison: {compared}."
     )
 
