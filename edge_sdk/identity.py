@@ -48,8 +48,8 @@ class EngineIdentity(Settings):
         runtime: module and version that built it, such as ``"tensorrt 10.3.0"``.
         machine: what it was built for.
         settings: the builder's settings, as they were in the end.
-        asked: share of the layers that do the work (convolutions and matrix products) by the precision that the graph
-            asks for; 0-1.
+        asked: share of the layers that do the work (the convolutions, where there are any) by the precision that the
+            graph asks for; 0-1.
         shares: the same as the finished engine does it; None where the engine could not be read back.
         shares_unknown: why ``shares`` is None.
         notes: what a person should know, such as layers that fell back from the DLA to the GPU.

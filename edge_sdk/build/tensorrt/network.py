@@ -84,15 +84,16 @@ def _short(text: str) -> str:
 
 
 def asked_precisions(trt: Any, network: Any) -> dict[str, str]:
-    """Precision of every layer that does the work (convolutions and matrix products), as the graph's types ask for it.
+    """Precision of every layer that does the work, as the graph's types ask for it.
 
+    Those are the convolutions; in a network without any, the matrix products (beside convolutions these only resize).
     A layer is INT8 where its data and its weights both come out of a dequantisation from INT8; TensorRT then replaces
     the three by one INT8 kernel. Otherwise its precision is its input's type.
 
     Returns:
         ``int8``, ``float16``, ``float32`` or TensorRT's name of another type, by the name of the ONNX node.
     """
-    working = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    convolutions = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {
         layer.get_output(index).name: layer
@@ -100,13 +101,13 @@ def asked_precisions(trt: Any, network: Any) -> dict[str, str]:
         for index in range(layer.num_outputs)
         if layer.get_output(index) is not None
     }
+    working = [layer for layer in layers if layer.type in convolutions]
     found = {}
-    for layer in layers:
-        if layer.type in working:
-            inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
-            quantised = [_from_int8(trt, makers.get(tensor.name)) for tensor in inputs if tensor is not None]
-            both = len(quantised) == 2 and all(quantised)
-            found[onnx_name(layer)] = "int8" if both else _type_name(trt, inputs[0].dtype)
+    for layer in working or [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]:
+        inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
+        quantised = [_from_int8(trt, makers.get(tensor.name)) for tensor in inputs if tensor is not None]
+        both = len(quantised) == 2 and all(quantised)
+        found[onnx_name(layer)] = "int8" if both else _type_name(trt, inputs[0].dtype)
     return found
 
 
@@ -151,7 +152,7 @@ def check_request(asked: dict[str, str], precision: str, graph: Path) -> None:
             )
     elif not count:
         raise EngineError(
-            f"graph {graph}: an engine in {precision} was asked for, but none of its {len(asked)} convolutions and matrix "
-            f"products is {precision}.",
+            f"graph {graph}: an engine in {precision} was asked for, but none of the {len(asked)} layers "
+            f"that do the work is {precision}.",
             hint=f"Precision lies in the graph: give the one that was typed as {precision} for TensorRT.",
         )

@@ -91,7 +91,7 @@ class Outcome(Settings):
     Args:
         runtime: module and version that built the plan.
         workspace_bytes: the limit that was set; None for TensorRT's own.
-        asked: precision that the graph asks for, by layer that does the work.
+        asked: precision that the graph asks for, by name of each layer that does the work.
         realised: precision that the plan runs that layer in, by the same names, "" where the inspector does not say;
             None where the plan could not be read back.
         realised_unknown: why ``realised`` is None.

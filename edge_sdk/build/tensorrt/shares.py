@@ -1,7 +1,8 @@
 """What a plan really runs in: the engine inspector's answer, held against what the graph asks for.
 
-Counted are the layers that do the work, convolutions and matrix products, one by one; copies, casts and element-wise
-layers say nothing about speed. An engine fuses and renames layers, and lists in each the ONNX nodes that went into it.
+Counted are the layers that do the work, one by one (``asked_precisions`` of the network says which); copies,
+casts and element-wise layers say nothing about speed. An engine fuses and renames layers, and lists in each the ONNX
+nodes that went into it.
 """
 
 from __future__ import annotations
