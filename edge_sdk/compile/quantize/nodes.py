@@ -85,7 +85,7 @@ def replace_input(nodes: Iterable[NodeProto], old: str, new: str) -> None:
 
 def add_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> str:
     """Add an initializer."""
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
 
 

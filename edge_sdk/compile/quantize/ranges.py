@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +21,27 @@ Ranges = dict[str, tuple[float, float]]
 Feeds = Mapping[str, np.ndarray]
 
 
-class _Reader:
-    """Passes in the form that ONNX Runtime's calibrators ask for."""
+# Its own default of 128 leaves the search for the range of least entropy loss one candidate: all values.
+_ENTROPY_BINS = 512
 
-    def __init__(self, passes: Iterable[Feeds]) -> None:
-        self._passes: Iterator[Feeds] = iter(passes)
-        self.count = 0
+
+class _One:
+    """One pass in the form that ONNX Runtime's calibrators ask for."""
+
+    def __init__(self, given: Feeds) -> None:
+        self._left = [dict(given)]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        found = next(self._passes, None)
-        if found is None:
-            return None
-        self.count += 1
-        return dict(found)
+        return self._left.pop() if self._left else None
 
 
-def measure_ranges(
-    graph: Path, passes: Iterable[Feeds], settings: Int8Settings, wanted: Iterable[str] | None = None
-) -> Ranges:
-    """Lowest and highest value of every float tensor of ``graph`` over ``passes``.
+def measure_ranges(graph: Path, passes: Iterable[Feeds], settings: Int8Settings) -> Ranges:
+    """Lowest and highest value of every float tensor of ``graph`` over ``passes``; one pass is in memory at a time.
 
     Args:
         graph: a float32 step graph.
         passes: what the graph's inputs received, one mapping by input name a pass.
         settings: how a range is taken from the values.
-        wanted: operator types whose inputs and outputs are measured; None for all, which only ``minmax`` can afford.
 
     Raises:
         RecipeError: there are no passes.
@@ -51,32 +49,33 @@ def measure_ranges(
     require("onnxruntime", "calibrating")
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
-    extra: dict[str, Any] = {"max_intermediate_outputs": 4} if settings.method == "minmax" else {}
-    if settings.method == "percentile":
-        extra = {"percentile": settings.percentile, "symmetric": False}
-    reader = _Reader(passes)
-    with tempfile.TemporaryDirectory() as folder:
+    methods: dict[str, tuple[Any, dict[str, Any]]] = {
+        "minmax": (CalibrationMethod.MinMax, {}),
+        "percentile": (
+            CalibrationMethod.Percentile, {"percentile": settings.percentile, "symmetric": False},
+        ),
+        "entropy": (CalibrationMethod.Entropy, {"num_bins": _ENTROPY_BINS}),
+    }  # fmt: skip
+    method, extra = methods[settings.method]
+    # The calibrators print what they do, and standard output is the caller's.
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         calibrator = create_calibrator(
             graph,
-            None if wanted is None else list(wanted),
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=methods[settings.method],
+            calibrate_method=method,
             extra_options=extra,
         )
-        try:
-            calibrator.collect_data(reader)
-        except ValueError as error:
-            if reader.count:
-                raise
+        count = 0
+        # Pass by pass: given all at once, the histograms' calibrators keep every tensor of every pass, and minmax with
+        # its limit on what it keeps forgets what it had before.
+        for given in passes:
+            calibrator.collect_data(_One(given))
+            count += 1
+        if not count:
             raise RecipeError(
                 f"calibration: no pass of {graph.stem} was given.",
                 hint="Record one: edge-sdk calibrate RECIPE",
-            ) from error
+            )
         found = calibrator.compute_data()
     return {name: (float(np.min(data.lowest)), float(np.max(data.highest))) for name, data in found.items()}
 
