@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sdk.bundle import Bundle
+from edge_sdk.build.pipeline import build
+from edge_sdk.build.recipe import BuildRecipe
+from edge_sdk.bundle import Bundle, set_name
 from edge_sdk.compile import ExportRecipe, export
+from edge_sdk.compile.calibrate import CalibrateRecipe, DrawSettings, calibrate
 from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
 from edge_sdk.distill.loop import Progress
 from edge_sdk.distill.recipes import (
@@ -33,6 +36,7 @@ from edge_sdk.video import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, open_sink, open
 FRAME_HW = (192, 256)
 CROP_HW = (128, 160)
 INTERVALS = (5, 10)
+INT8 = set_name("onnxruntime", "int8")
 _FACTORY = "edge_sdk.distill.models:small_segmenter"
 _WIDTH, _RIVAL_WIDTH = 64, 32
 
@@ -95,15 +99,28 @@ def run_demo(out: Path, progress: Progress, *, seed: int = 0) -> DemoResult:
             ("pair", out / "student/student.pt"),
         )
     }
+    for name in ("pair", "teacher"):
+        bundles[name] = _in_int8(bundles[name], out / f"{name}_calibration.npz", clips, progress)
     pair = bundles["pair"]
     compared = EvaluateRecipe(
         bundle=pair.path, teacher=bundles["teacher"].path, rival=bundles["rival"].path, source=test_clip,
-        intervals=INTERVALS, repeats=3, out=out / "evaluation",
+        engines=(INT8,), intervals=INTERVALS, repeats=3, out=out / "evaluation",
     )  # fmt: skip
     evaluation = evaluate(compared, progress=progress)
     report = evaluation.write_report(out / "evaluation")
     video = _annotate(pair, test_clip, out / "annotated.mp4", progress)
     return DemoResult(evaluation, video, report, pair.path)
+
+
+def _in_int8(bundle: Bundle, recorded: Path, clips: tuple[str, ...], progress: Progress) -> Bundle:
+    """The bundle with INT8 engines for this CPU, calibrated on training clips."""
+    recorded.unlink(missing_ok=True)
+    draw = DrawSettings(sources=clips[:8], clips=8, frames=max(INTERVALS))
+    calibrate(CalibrateRecipe(bundle=bundle.path, draw=draw, out=recorded), progress=progress)
+    wanted = BuildRecipe(
+        bundle=bundle.path, calibration=recorded, backends=("onnxruntime",), precisions=("int8",)
+    )
+    return build(wanted, progress=progress).bundle
 
 
 def _training(
