@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def doctor(as_json: JsonFlag = False) -> None:
     """Exercise every backend of this machine and say how to repair what is wrong.
 
-    Exits with 1 if something is broken; parts that are merely not installed are no problem.
+    TensorRT and ONNX Runtime compute a layer in float32 and one in INT8. Exits with 1 if something is broken; a
+    part that is merely not installed is no problem.
     """
     from edge_sdk.cli.output import emit_json, show
     from edge_sdk.doctor import diagnose
@@ -36,7 +37,7 @@ def _table(checks: list[Check]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"ok": "green", "absent": "yellow", "problem": "bold red"}
+    colours = {"ok": "green", "caution": "bold yellow", "absent": "yellow", "problem": "bold red"}
     table = Table("item", "found", "status", "repair", title="edge-sdk doctor", title_justify="left")
     for check in checks:
         # Text, because what was found may hold square brackets, which rich would read as markup.

@@ -11,36 +11,29 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_sdk.cli import app
-from edge_sdk.doctor import (
-    Check,
-    Machine,
-    advice,
+from edge_sdk.doctor import Check, Machine, diagnose
+from edge_sdk.doctor.checks import (
+    check_dla,
     check_gpu,
     check_jetpack,
     check_machine,
     check_power,
     check_python,
-    diagnose,
     probe,
-    read_l4t,
 )
-from edge_sdk.doctor_probes import PROBES, answer
+from edge_sdk.doctor.probes import PROBES, answer
+from edge_sdk.doctor.repairs import advice, find_machine
 
 PLAIN = Machine(l4t=None, nvidia=False)
-ORIN = Machine(l4t="R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic", nvidia=True)
+ORIN = Machine(l4t="R36.4.3", nvidia=True)
+THOR = Machine(l4t="R39.2.0", nvidia=True)
+UNSEEN = Machine(l4t=None, nvidia=True, tegra=True)
+NO_DRIVER = Check("gpu", "no CUDA driver answers", "absent")
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Puts a package of a given name and source before the real one, in this process and in probes."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def make(name, source):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "__init__.py").write_text(source)
-
-    return make
+def write(file, text):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 @pytest.fixture
@@ -60,13 +53,15 @@ def test_every_installed_backend_computes_and_the_command_agrees():
     result = CliRunner().invoke(app, ["doctor", "--json"])
     report = json.loads(result.stdout)
     checks = {check["item"]: check for check in report["checks"]}
-    assert {"python", *PROBES, "jetpack", "gpu", "power mode", "machine"} == set(checks)
+    assert {"python", *PROBES, "jetpack", "dla library", "power mode", "machine"} == set(checks)
     assert checks["numpy"]["status"] == checks["onnxruntime"]["status"] == "ok", checks
+    # Which of the two is a fact of this machine's CPU.
+    assert checks["int8"]["status"] in ("ok", "caution"), checks
     assert report["problems"] == sum(check["status"] == "problem" for check in checks.values())
     assert result.exit_code == (1 if report["problems"] else 0)
 
 
-@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("absent", 0), ("problem", 1)])
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("caution", 0), ("absent", 0), ("problem", 1)])
 def test_only_a_problem_makes_the_command_fail(status, code, monkeypatch):
     check = Check("gpu", "[found]", status, "repair [it]")
     monkeypatch.setattr("edge_sdk.doctor.diagnose", lambda: [check])
@@ -139,7 +134,7 @@ def test_a_mere_folder_of_a_packages_name_is_not_the_package(tmp_path, monkeypat
 
 def test_numpy_may_not_be_absent(monkeypatch):
     monkeypatch.setattr(
-        "edge_sdk.doctor.subprocess.run", _answers('{"status": "absent", "found": "-", "repair": ""}')
+        "edge_sdk.doctor.checks.subprocess.run", _answers('{"status": "absent", "found": "-", "repair": ""}')
     )
     assert probe("numpy", PLAIN).status == "problem"
     assert probe("torch", PLAIN).status == "absent"
@@ -150,7 +145,7 @@ def test_two_opencv_wheels_and_a_wheel_on_a_jetson_are_problems(monkeypatch):
 
     def wheels(*names):
         listed = [type("Distribution", (), {"metadata": {"Name": name}})() for name in names]
-        monkeypatch.setattr("edge_sdk.doctor_probes.metadata.distributions", lambda: listed)
+        monkeypatch.setattr("edge_sdk.doctor.probes.metadata.distributions", lambda: listed)
 
     monkeypatch.delenv("EDGE_SDK_JETSON", raising=False)
     wheels("opencv-python", "numpy")
@@ -190,19 +185,42 @@ def test_python_must_be_one_that_the_bindings_are_compiled_for(machine, version,
     ("release", "status", "found"),
     [
         (None, "absent", "not a Jetson"),
-        ("R35 (release), REVISION: 1.0, GCID: 1", "problem", "JetPack 5, R35 (release), REVISION: 1.0"),
-        ("R36 (release), REVISION: 4.3, GCID: 1", "ok", "JetPack 6, R36 (release), REVISION: 4.3"),
-        ("R39 (release), REVISION: 2.0, GCID: 1", "ok", "JetPack 7.2, R39 (release), REVISION: 2.0"),
-        ("R77 (release), REVISION: 0.1, GCID: 1", "ok", "R77 (release), REVISION: 0.1: not a release"),
+        ("R35 (release), REVISION: 1.0, GCID: 1", "problem", "JetPack 5, R35.1.0"),
+        (
+            "R36 (release), REVISION: 4.3, GCID: 1",
+            "ok",
+            "JetPack 6, R36.4.3; brings Python 3.10, CUDA 12, TensorRT 10.3",
+        ),
+        (
+            "R39 (release), REVISION: 2.0, GCID: 1",
+            "ok",
+            "JetPack 7.2, R39.2.0; brings Python 3.12, CUDA 13.2",
+        ),
+        ("R77 (release), REVISION: 0.1, GCID: 1", "ok", "R77.0.1: not a release"),
     ],
 )
 def test_jetpack_is_read_from_its_release_file(tmp_path, release, status, found):
     if release is not None:
-        (tmp_path / "etc").mkdir()
-        (tmp_path / "etc" / "nv_tegra_release").write_text(f"# {release}\n# KERNEL_VARIANT: oot\n")
-    check = check_jetpack(Machine(read_l4t(tmp_path), nvidia=False))
+        write(tmp_path / "etc/nv_tegra_release", f"# {release}\n# KERNEL_VARIANT: oot\n")
+    check = check_jetpack(find_machine(tmp_path))
     assert check.status == status
     assert check.found.startswith(found)
+
+
+def test_a_jetson_whose_release_is_hidden_is_known_by_its_board(tmp_path):
+    write(
+        tmp_path / "proc/device-tree/compatible",
+        "nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0",
+    )
+    machine = find_machine(tmp_path)
+    assert machine == UNSEEN
+    check = check_jetpack(machine)
+    assert (check.status, check.found) == (
+        "caution",
+        "a Jetson whose /etc/nv_tegra_release is not to be seen",
+    )
+    assert "docker run -v" in check.repair
+    assert advice("opencv", machine) == "sudo apt install python3-opencv"
 
 
 @pytest.mark.parametrize(
@@ -215,20 +233,112 @@ def test_jetpack_is_read_from_its_release_file(tmp_path, release, status, found)
         ("tensorrt", PLAIN, "Needs an NVIDIA GPU"),
         ("tensorrt", Machine(None, nvidia=True), "pip install tensorrt"),
         ("pycuda", ORIN, "pip install pycuda"),
+        ("tensorrt_rtx", ORIN, "Not for Jetsons"),
+        ("polygraphy", PLAIN, "Needed to build engines for TensorRT: pip install polygraphy"),
+        ("int8", PLAIN, "pip install 'edge_sdk[desktop]'"),
     ],
 )
 def test_advice_fits_the_machine(name, machine, expected):
     assert advice(name, machine).startswith(expected)
 
 
-def test_the_gpu_is_what_nvidia_smi_says(program):
-    assert check_gpu() == Check("gpu", "no nvidia-smi", "absent")
+def test_the_gpu_is_what_the_driver_shows_beside_what_nvidia_smi_says(program):
+    seen = Check("gpu", "Orin, compute capability 8.7", "ok")
+    assert check_gpu(NO_DRIVER, PLAIN) == Check("gpu", "no CUDA driver, no nvidia-smi", "absent")
+    assert check_gpu(seen, ORIN) == seen
     program("nvidia-smi", "Orin, 540.4, [N/A]\nOther, 1, 2\n")
-    assert check_gpu() == Check("gpu", "Orin, 540.4, [N/A]; Other, 1, 2", "ok")
+    whole = Check("gpu", "Orin, compute capability 8.7; nvidia-smi: Orin, 540.4, [N/A]; Other, 1, 2", "ok")
+    assert check_gpu(seen, ORIN) == whole
+
+
+def test_a_gpu_that_does_not_answer_is_a_problem_where_there_should_be_one(program):
+    container = check_gpu(NO_DRIVER, ORIN)
+    assert (container.status, container.found) == ("problem", "a Jetson whose CUDA driver does not answer")
+    assert "--runtime nvidia" in container.repair
+    killed = check_gpu(Check("gpu", "kills the process", "problem"), PLAIN)
+    assert (killed.found, killed.status) == ("kills the process", "problem")
+    program("nvidia-smi", "A100, 1, 2\n")
+    hidden = check_gpu(NO_DRIVER, PLAIN)
+    assert (hidden.status, hidden.found) == (
+        "problem",
+        "nvidia-smi shows A100, 1, 2, but no CUDA driver answers",
+    )
+    assert "--gpus all" in hidden.repair
     program("nvidia-smi", "Driver/library version mismatch\n", code=18)
-    broken = check_gpu()
+    broken = check_gpu(NO_DRIVER, PLAIN)
     assert (broken.status, broken.found) == ("problem", "Driver/library version mismatch")
     assert broken.repair != ""
+
+
+LIBRARY = "usr/lib/aarch64-linux-gnu/nvidia/libnvdla_compiler.so"
+
+
+@pytest.mark.parametrize(
+    ("machine", "content", "status", "found", "repair"),
+    [
+        (PLAIN, None, "absent", "not a Jetson", ""),
+        (ORIN, "whole", "ok", LIBRARY, ""),
+        (
+            ORIN,
+            None,
+            "problem",
+            "no libnvdla_compiler.so; TensorRT of JetPack 6",
+            "apt install nvidia-l4t-dla-compiler",
+        ),
+        (ORIN, "", "problem", "is empty, a container's placeholder", "apt install nvidia-l4t-dla-compiler"),
+        (THOR, None, "absent", "this JetPack's own TensorRT needs none", ""),
+        (UNSEEN, None, "problem", "no libnvdla_compiler.so", "JetPack 7.2 has no such library"),
+    ],
+)
+def test_the_library_of_the_accelerator_is_looked_for(machine, content, status, found, repair, tmp_path):
+    if content is not None:
+        write(tmp_path / LIBRARY, content)
+    check = check_dla(machine, tmp_path)
+    assert check.status == status
+    assert found in check.found
+    assert repair in check.repair
+
+
+@pytest.mark.parametrize(
+    ("machine", "repair"),
+    [
+        (ORIN, "On the Jetson itself: sudo apt install nvidia-l4t-dla-compiler"),
+        (THOR, "JetPack 7.2 has no such library: take a container image made for JetPack 7.2"),
+        (UNSEEN, "JetPack 6: On the Jetson itself"),
+    ],
+)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "libnvdla_compiler.so: cannot open shared object file: No such file or directory",
+        "/usr/local/cuda/compat/libnvcudla.so: undefined symbol: _ZN5nvdla8IRuntime",
+    ],
+)
+def test_tensorrt_that_misses_the_accelerators_library_is_recognised(package, machine, repair, message):
+    package("tensorrt", f"raise ImportError({message!r})\n")
+    check = probe("tensorrt", machine)
+    assert (check.status, check.found) == ("problem", f"ImportError: {message}")
+    assert check.repair.startswith(repair)
+
+
+@pytest.mark.parametrize(
+    ("folder", "found"),
+    [
+        (f"python3.{sys.version_info[1]}", "but this environment does not see it"),
+        ("python3", "but this environment does not see it"),
+        ("python3.8", f"for python3.8; this is python3.{sys.version_info[1]}"),
+    ],
+)
+def test_jetpacks_tensorrt_outside_a_virtual_environment_is_found(folder, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "edge_sdk.doctor.checks.subprocess.run", _answers('{"status": "absent", "found": "-", "repair": ""}')
+    )
+    write(tmp_path / f"usr/lib/{folder}/dist-packages/tensorrt/__init__.py", "")
+    check = probe("tensorrt", ORIN, tmp_path)
+    assert check.status == "problem"
+    assert check.found.endswith(found)
+    assert "-m venv --system-site-packages" in check.repair
+    assert probe("tensorrt", PLAIN, tmp_path).status == "absent"
 
 
 def test_the_power_mode_is_nvpmodels_or_the_governor(program, tmp_path):
@@ -255,10 +365,9 @@ def test_memory_is_read_from_meminfo(tmp_path):
 
 
 def test_a_whole_report_on_a_jetson_of_files(tmp_path, monkeypatch):
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3\n")
+    write(tmp_path / "etc/nv_tegra_release", "# R36 (release), REVISION: 4.3\n")
     monkeypatch.setattr(
-        "edge_sdk.doctor.subprocess.run", _answers('{"status": "absent", "found": "-", "repair": ""}')
+        "edge_sdk.doctor.checks.subprocess.run", _answers('{"status": "absent", "found": "-", "repair": ""}')
     )
     checks = {check.item: check for check in diagnose(tmp_path)}
     assert checks["tensorrt"].repair.startswith("sudo apt install nvidia-jetpack")

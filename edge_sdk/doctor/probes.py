@@ -1,11 +1,11 @@
-"""The probes of :mod:`edge_sdk.doctor`; each runs in a process of its own, whose last line is what was found, as JSON.
+"""The doctor's probes; each runs in a process of its own, whose last line is what was found, as JSON.
 
-Each probe returns ``(status, found, repair)``; an empty repair leaves the advice to the doctor, who knows the machine.
+Each probe returns ``(status, found, repair)``; an empty repair leaves the advice to the doctor, who knows the machine,
+and so does the word ``dla``.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib
 import json
 import os
@@ -14,11 +14,15 @@ from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
 
+from edge_sdk.doctor.models import ADD, CONV_SHAPE, QLINEAR_CONV, model
+from edge_sdk.doctor.tensorrt import DLA_LIBRARIES, exercise
+from edge_sdk.gpu import find_gpu
+from edge_sdk.machine import machine_facts
+
 Answer = tuple[str, str, str]
 
-# A whole ONNX model (opset 13, IR 7) of one node, y = Add(x, x), over float32 x of shape (2,), as the onnx package
-# serialised it. Kept as text because devices have no onnx package.
-ADD_MODEL = "CAc6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAmIPCgF5EgoKCAgBEgQKAggCQgQKABAN"
+# What lets a CPU add up products of bytes in 32 bits at once, on x86-64 and on Arm.
+INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 class _Absent(Exception):
@@ -87,7 +91,7 @@ def onnxruntime() -> Answer:
     """ONNX Runtime: a session on the CPU and the number it computes."""
     ort = _import("onnxruntime")
     np = _import("numpy")
-    session = ort.InferenceSession(base64.b64decode(ADD_MODEL), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model(ADD), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": np.array([1.5, -2.0], np.float32)})
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
     return _judge(
@@ -110,19 +114,74 @@ def onnx() -> Answer:
     for name in ("onnx", "onnxscript", "onnxslim"):
         found.append(f"{name} {_import(name).__version__}")
     onnx_module = _import("onnx")
-    onnx_module.checker.check_model(onnx_module.load_from_string(base64.b64decode(ADD_MODEL)))
+    onnx_module.checker.check_model(onnx_module.load_from_string(model(ADD)))
     return "ok", ", ".join(found), ""
 
 
+def int8() -> Answer:
+    """ONNX Runtime's INT8 kernels: right numbers, and whether sums saturate as on CPUs without VNNI."""
+    ort = _import("onnxruntime")
+    np = _import("numpy")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model(QLINEAR_CONV), options, providers=["CPUExecutionProvider"])
+
+    def answer_of(level: int) -> int:
+        (y,) = session.run(None, {"x": np.full(CONV_SHAPE, level, np.uint8)})
+        return int(y.reshape(-1)[0]) if (y == y.reshape(-1)[0]).all() else -1
+
+    small, large = answer_of(51), answer_of(255)
+    instructions = [name for name in machine_facts("onnxruntime").cpu_features if name in INT8_INSTRUCTIONS]
+    cpu = f"CPU with {', '.join(instructions)}" if instructions else "CPU without VNNI or dot products"
+    if small != 40:
+        return "problem", f"a QLinearConv of 40 came out as {small}; {cpu}", ""
+    if large != 200:
+        found = f"products of uint8 and int8 saturate in 16 bits (200 came out as {large}); {cpu}"
+        return (
+            "caution",
+            found,
+            "Quantise weights to 7 bits (onnxruntime: reduce_range), or compute in float32 here.",
+        )
+    return "ok", f"a QLinearConv computes right; {cpu}", ""
+
+
 def tensorrt() -> Answer:
-    """TensorRT, or TensorRT for RTX: a logger and a builder."""
+    """TensorRT: a float32 and an INT8 layer, built and run."""
+    return _exercise("tensorrt")
+
+
+def tensorrt_rtx() -> Answer:
+    """TensorRT for RTX, the drop-in for desktop GPUs: the same."""
+    return _exercise("tensorrt_rtx")
+
+
+def _exercise(name: str) -> Answer:
     try:
-        trt = _import("tensorrt")
-    except _Absent:
-        trt = _import("tensorrt_rtx")
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    return _judge(
-        builder is not None, f"{trt.__name__} {trt.__version__}", "no builder: is there a GPU and a driver?"
+        trt = _import(name)
+    except ImportError as error:
+        # On JetPack 6 TensorRT's library needs those of the DLA, which a container takes from its host.
+        if any(library in str(error) for library in DLA_LIBRARIES):
+            return "problem", f"ImportError: {' '.join(str(error).split())}"[:300], "dla"
+        raise
+    return exercise(trt)
+
+
+def polygraphy() -> Answer:
+    """polygraphy, by which engines for TensorRT are built."""
+    return "ok", str(_import("polygraphy").__version__), ""
+
+
+def gpu() -> Answer:
+    """The GPU as the CUDA driver describes it."""
+    found = find_gpu()
+    if found is None:
+        return "absent", "no CUDA driver answers", ""
+    shared = "shared with the CPU" if found.integrated else "of its own"
+    memory = f"{found.memory_bytes / 2**30:.1f} GiB {shared}"
+    return (
+        "ok",
+        f"{found.name}, compute capability {found.compute_capability}, CUDA {found.cuda}, {memory}",
+        "",
     )
 
 
@@ -136,7 +195,11 @@ def pycuda() -> Answer:
 
 
 PROBES: dict[str, Callable[[], Answer]] = {
-    probe.__name__: probe for probe in (numpy, opencv, onnxruntime, torch, onnx, tensorrt, pycuda)
+    probe.__name__: probe
+    for probe in (
+        *(numpy, opencv, onnxruntime, int8, torch, onnx),
+        *(tensorrt, tensorrt_rtx, polygraphy, pycuda, gpu),
+    )
 }
 
 
