@@ -16,7 +16,7 @@ from edge_sdk.optional import require
 # What the parser's words mean for whoever made the graph; the first pattern that is found counts.
 _REPAIRS = (
     (
-        r"UInt8",
+        r"has type UInt8",
         "TensorRT knows bytes only at a graph's border, cast from or to floats: export the bundle again, or give a "
         "graph that was quantised for TensorRT.",
     ),
