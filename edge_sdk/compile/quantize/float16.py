@@ -55,7 +55,7 @@ def halve_pair(
         model = onnx.ModelProto()
         model.CopyFrom(graph)
         name_nodes(model)
-        kept[step] = _kept(model, ranges[step], settings)
+        kept[step] = overflowing(model, ranges[step], settings)
         keep_channels_last(model, list(state), settings.state_layout)
         done[step] = to_float16(model, list(kept[step]))
     permuted = {name: permutation_for(settings.state_layout, shape) for name, shape in state.items()}
@@ -72,7 +72,7 @@ def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
         # It warns of every constant below float16's smallest; those become zero or the smallest, as they should.
         warnings.simplefilter("ignore")
         done: onnx.ModelProto = convert_float_to_float16(
-            model, keep_io_types=False, op_block_list=[], node_block_list=kept, force_fp16_initializers=True
+            model, keep_io_types=False, op_block_list=[], node_block_list=kept
         )
     sort_nodes(done)
     del done.graph.value_info[:]
@@ -80,8 +80,8 @@ def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
     return done
 
 
-def _kept(model: onnx.ModelProto, ranges: Ranges, settings: Float16Settings) -> dict[str, str]:
-    """Nodes that stay in float32, and why."""
+def overflowing(model: onnx.ModelProto, ranges: Ranges, settings: Float16Settings) -> dict[str, str]:
+    """Nodes that stay in float32, by name, and why."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found: dict[str, str] = {}
     for node in model.graph.node:

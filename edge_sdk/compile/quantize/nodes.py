@@ -10,6 +10,10 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 
+# What rewrites add to a weight's name.
+_ENDINGS = (".negated", ".on_bytes", ".quantized", "_quantized", ".weight")
+
+
 class Wiring:
     """Who makes and who reads each tensor of a graph; made anew after nodes changed.
 
@@ -64,9 +68,13 @@ def layer_of(node: NodeProto) -> str:
         node.input[1] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 1 else ""
     )
     stem = weight.removeprefix("pair.network.").removeprefix("pair.")
-    for ending in (".negated", ".quantized", "_quantized", ".weight"):
-        stem = stem.removesuffix(ending)
-    return stem or node.name
+    while True:
+        short = stem
+        for ending in _ENDINGS:
+            short = short.removesuffix(ending)
+        if short == stem:
+            return stem or node.name
+        stem = short
 
 
 def matches(node: NodeProto, patterns: Iterable[str]) -> bool:

@@ -86,6 +86,7 @@ def meet_budget(
     if accuracy.sweep == "always":
         damage = layer_damage(quantizer, settings, told)
     trials: list[tuple[int, float]] = []
+    already: set[str] = set()
     count, current = 0, settings
     while True:
         done = quantize_pair(quantizer.graphs, quantizer.ranges(current), quantizer.state, current, backend)
@@ -95,14 +96,16 @@ def meet_budget(
         if lost <= accuracy.max_drop or accuracy.sweep == "never":
             return Budgeted(current, damage, tuple(trials))
         damage = damage or layer_damage(quantizer, settings, told)
+        if not count:  # such as the last layer: keeping it once more helps nobody
+            already = {layer for kept in done.kept.values() for layer in kept}
         count = max(1, 2 * count)
-        if count > len(damage) / 2:
+        if count > (len(damage) - len(already)) / 2:
             told_of = "; ".join(f"{kept} kept: {points:.2f}" for kept, points in trials)
             raise EngineError(
                 f"int8 for {backend}: it loses more than {accuracy.max_drop} mIoU points ({told_of}).",
                 hint="Raise accuracy.max_drop, try int8.method: percentile, or record more calibration passes.",
             )
-        worst = tuple(list(damage)[:count])
+        worst = tuple(layer for layer in damage if layer not in already)[:count]
         current = settings.model_copy(update={"keep": (*settings.keep, *worst)})
 
 

@@ -6,6 +6,8 @@ around them. So state inputs and outputs become bytes that lie as the engine's k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -110,8 +112,7 @@ def _dequantize(
     """Put a DequantizeLinear between a state input and its readers."""
     wiring = Wiring(model.graph)
     readers = wiring.readers.get(value.name, [])
-    transpose = next((node for node in readers if node.op_type == "Transpose"), None)
-    tensor = value.name if transpose is None else transpose.output[0]
+    tensor = next((node.output[0] for node in readers if _is_layout(node, value.name)), value.name)
     scale = np.array(max(max(map(abs, limits)) / 127, np.finfo(np.float32).tiny), np.float32)
     zero = np.array(128 if dtype == "uint8" else 0, dtype)
     inner = f"{value.name}.dequantised"
@@ -134,7 +135,7 @@ def quantize_outputs(model: onnx.ModelProto, forms: Forms) -> None:
             continue
         wiring = Wiring(graph)
         last = wiring.makers[value.name]
-        transposed = last.op_type == "Transpose" and last.name == f"{value.name}.nchw"
+        transposed = _is_layout(last, value.name)
         made = last.input[0] if transposed else value.name
         source = _before_quantisation(wiring, made)
         inner = f"{value.name}.quantised"
@@ -165,12 +166,32 @@ def form_of(scale: np.ndarray, zero: np.ndarray, permutation: tuple[int, ...]) -
     return StateForm(scale=float(scale), zero_point=int(zero), permutation=permutation)
 
 
+def with_own_scales(delta: onnx.ModelProto, forms: Mapping[str, StateForm]) -> dict[str, StateForm]:
+    """``forms`` with each scale as the delta step's graph holds it, which may have been rounded to float16."""
+    wiring = Wiring(delta.graph)
+    found: dict[str, StateForm] = {}
+    for name, form in forms.items():
+        tensor = state_input(name)
+        readers = wiring.readers.get(tensor, [])
+        tensor = next((node.output[0] for node in readers if _is_layout(node, tensor)), tensor)
+        dequantize = next(
+            (node for node in wiring.readers.get(tensor, []) if node.op_type == "DequantizeLinear"), None
+        )
+        if dequantize is not None:
+            scale = float(numpy_helper.to_array(wiring.constants[dequantize.input[1]]))
+            form = form.model_copy(update={"scale": scale})
+        found[name] = form
+    return found
+
+
+def _is_layout(node: onnx.NodeProto, name: str) -> bool:
+    """Whether ``node`` is the transpose that :func:`keep_channels_last` put at the state tensor ``name``."""
+    return node.op_type == "Transpose" and node.name == f"{name}.nchw"
+
+
 def _quantized_reader(wiring: Wiring, name: str) -> tuple[str, onnx.NodeProto] | None:
     """The tensor (the input itself, or its transpose) that a QuantizeLinear reads, and that node."""
-    for node in wiring.readers.get(name, []):
-        if node.op_type == "Transpose":
-            name = node.output[0]
-            break
+    name = next((node.output[0] for node in wiring.readers.get(name, []) if _is_layout(node, name)), name)
     found = [node for node in wiring.readers.get(name, []) if node.op_type == "QuantizeLinear"]
     return (name, found[0]) if found else None
 

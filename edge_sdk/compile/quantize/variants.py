@@ -16,10 +16,11 @@ from edge_sdk.build.recipe import Float16Settings, Int8Settings
 from edge_sdk.bundle import Bundle, set_name
 from edge_sdk.compile.calibration_set import CalibrationSet
 from edge_sdk.compile.lint import lint, lint_pair, require_clean
-from edge_sdk.compile.quantize.float16 import halve_pair, to_float16
+from edge_sdk.compile.quantize.float16 import halve_pair, overflowing, to_float16
 from edge_sdk.compile.quantize.int8 import convolutions, quantize_pair
 from edge_sdk.compile.quantize.nodes import layer_of, name_nodes
 from edge_sdk.compile.quantize.ranges import Ranges, measure_ranges, share_state
+from edge_sdk.compile.quantize.state import with_own_scales
 from edge_sdk.compile.specs import step_spec
 from edge_sdk.errors import RecipeError
 from edge_sdk.manifest import BackendName, Precision, StateForm, StepsSpec, Variant
@@ -97,12 +98,17 @@ class Quantizer:
             EngineError: nothing is left to quantise.
         """
         done = quantize_pair(self.graphs, self.ranges(settings), self.state, settings, backend)
-        graphs = done.graphs
-        if backend == "tensorrt" and settings.remainder == "float16":
+        graphs, forms = done.graphs, done.forms
+        remainder, why = self._remainder(settings, backend)
+        if remainder == "float16":
             graphs = {step: _remainder_in_half(model) for step, model in graphs.items()}
-        asked = {step: asked_shares(self.graphs[step], kept) for step, kept in done.kept.items()}
-        known = {"settings": settings.model_dump(mode="json"), "kept": done.kept, "asked": asked}
-        return self._written(graphs, done.forms, backend, "int8", {**known, **(facts or {})})
+            forms = with_own_scales(graphs["delta"], forms) if "delta" in graphs else forms
+        asked = {step: asked_shares(self.graphs[step], kept, remainder) for step, kept in done.kept.items()}
+        known = {
+            "settings": settings.model_dump(mode="json"), "kept": done.kept, "asked": asked,
+            "remainder": f"{remainder}{why}",
+        }  # fmt: skip
+        return self._written(graphs, forms, backend, "int8", {**known, **(facts or {})})
 
     def float16(
         self, settings: Float16Settings, int8: Int8Settings, facts: Mapping[str, Any] | None = None
@@ -130,6 +136,17 @@ class Quantizer:
         )
         keep = {int(index) for index in wanted}
         return (given for index, given in zip(count(), self.calibration.passes(step)) if index in keep)
+
+    def _remainder(self, settings: Int8Settings, backend: BackendName) -> tuple[Precision, str]:
+        """Precision of what is not INT8, and why it is not the one that was asked for."""
+        if backend != "tensorrt" or settings.remainder == "float32":
+            return "float32", ""
+        scanned = self.ranges(settings.model_copy(update={"method": "minmax"}))
+        for step, model in self.graphs.items():
+            for node, reason in overflowing(model, scanned[step], Float16Settings()).items():
+                # Of one such node the others would get infinities, so all of them stay.
+                return "float32", f", because of {node} in the {step} step: {reason}"
+        return "float16", ""
 
     def _written(
         self,
@@ -173,11 +190,13 @@ class Quantizer:
         return Written(variant, files)
 
 
-def asked_shares(model: onnx.ModelProto, kept: Mapping[str, str]) -> dict[str, float]:
+def asked_shares(
+    model: onnx.ModelProto, kept: Mapping[str, str], remainder: Precision = "float32"
+) -> dict[str, float]:
     """Share of the convolutions that a quantised graph asks for in each precision, 0-1."""
     layers = [layer_of(node) for node in convolutions(model)]
     share = sum(layer not in kept for layer in layers) / len(layers)
-    return {"int8": share, "float32": 1 - share}
+    return {"int8": share, remainder: 1 - share}
 
 
 def graph_digests(bundle: Bundle) -> dict[str, JsonValue]:
