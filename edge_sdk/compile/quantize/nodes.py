@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-
 # What rewrites add to a weight's name.
 _ENDINGS = (".negated", ".on_bytes", ".quantized", "_quantized", ".weight")
 
