@@ -187,8 +187,8 @@ def _build_with_cache(
     if plan is None:
         raise _failure(library)
     if cache is not None:
-        made = config.get_timing_cache()
-        cache.write(bytes(made.serialize()) if made is not None else b"")
+        timing = config.get_timing_cache()
+        cache.write(bytes(timing.serialize()) if timing is not None else b"")
     del monitor
     return plan
 
