@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from edge_sdk.cli import build, calibrate, demo, distill, doctor, evaluate, export, lint, run, train
+from edge_sdk.cli import build, calibrate, compare, demo, distill, doctor, evaluate, export, lint, run, train
 from edge_sdk.cli.report import Verbs, call
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ for _verb in (
     build.build,
     run.run,
     evaluate.evaluate,
+    compare.compare,
     doctor.doctor,
 ):
     app.command()(_verb)
@@ -52,6 +53,7 @@ def _top(
 def main() -> None:
     """Entry point of the command; exits the process with the verb's exit code.
 
-    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem, 2 wrong input, 70 a defect of edge_sdk, 130 interrupted.
+    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem or ``compare`` a broken budget, 2 wrong input, 70 a defect of
+    edge_sdk, 130 interrupted.
     """
     call(app, "edge-sdk")

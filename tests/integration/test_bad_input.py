@@ -225,6 +225,18 @@ CASES = [
     recipe("calibrate", "set's suffix", {"out": "{tmp}/out"}, "'out': expected a file *.npz"),
     recipe("calibrate", "set below a file", {"out": "{world}/text.mp4/set.npz"}, "text.mp4: cannot be", "rights"),
     recipe("calibrate", "graph to calibrate changed", {"bundle": "{world}/changed_graph"}, "'delta.onnx' is damaged"),
+    # parity
+    Case("nothing to compare with", "compare {world}/bundle", ("SOURCE: expected frames", "--reference FILE")),
+    Case("reference not there", "compare {world}/bundle --reference {tmp}/no.npz", ("reference: expected a file at",)),
+    Case("reference is text", "compare {world}/bundle --reference {world}/text.mp4",
+         ("text.mp4: it is truncated, or no reference", "Copy it again")),
+    Case("compared size", "compare {world}/bundle {world}/large", ("40 x 64", "takes 32 x 48", "Export")),
+    Case("compared label ids", "compare {world}/bundle {world}/strange_ids",
+         ("strange_ids: labels of frame 0", "found [4, 5, 6]", "the same classes")),
+    Case("compared interval", "compare {world}/bundle {world}/labelled --interval 5",
+         ("gave 4 frames", "keyframe period of 5", "Name a longer source")),
+    Case("compared engine", "compare {world}/bundle {scene} --engine tensorrt-int8",
+         ("no engines 'tensorrt-int8', only float32", "edge-sdk build RECIPE")),
     # data and outputs of the workstation's verbs
     recipe("train", "labels missing", {"data": ["{world}/unlabelled"]}, "frame 0 of", "unlabelled has none", "labels/"),
     recipe("train", "unknown ids", {"data": ["{world}/strange_ids"]},
