@@ -17,7 +17,7 @@ import numpy as np
 from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.errors import BundleError
 from edge_sdk.manifest import StepName
-from edge_sdk.runtime.engine import Backend, BoundStep, Buffer, Engine, EngineOptions
+from edge_sdk.runtime.engine import Backend, BoundStep, Buffer, Engine, EngineOptions, Lane
 from edge_sdk.tensors import TensorSpec
 
 
@@ -36,6 +36,10 @@ class Content:
 
 class Observer(Protocol):
     """Sees every run."""
+
+    def open_lane(self) -> Lane:
+        """A lane of the wrapped backend."""
+        return self._inner.open_lane()
 
     def before(self, step: StepName, inputs: Mapping[str, Content]) -> None:
         """``step`` is about to read ``inputs``, by graph input."""
@@ -114,8 +118,8 @@ class _Engine:
         # What is recorded must be readable, state included.
         return self._inner.allocate(spec, host=True)
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> BoundStep:
-        inner = self._inner.bind(buffers)
+    def bind(self, buffers: Mapping[str, Buffer], lane: Lane | None = None) -> BoundStep:
+        inner = self._inner.bind(buffers, lane)
         reads = {spec.name: buffers[spec.name] for spec in self.inputs}
         writes = {spec.name: buffers[spec.name] for spec in self.outputs}
         return _Step(inner, self._backend, self._step, reads, writes)
@@ -135,12 +139,26 @@ class _Step:
     ) -> None:
         self._inner, self._backend, self._step = inner, backend, step
         self._reads, self._writes = reads, writes
+        self._started = False
         backend.bound(writes)
 
     def run(self) -> None:
+        self.start()
+        self.wait()
+
+    def start(self) -> None:
         self._backend.before(self._step, self._reads)
-        self._inner.run()
-        self._backend.after(self._step, self._writes)
+        self._inner.start()
+        self._started = True
+
+    def finished(self) -> bool:
+        return self._inner.finished()
+
+    def wait(self) -> None:
+        started, self._started = self._started, False
+        self._inner.wait()
+        if started:
+            self._backend.after(self._step, self._writes)
 
 
 def graph_hashes(bundle: Bundle) -> dict[StepName, str]:

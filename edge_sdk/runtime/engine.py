@@ -50,13 +50,45 @@ class Buffer(Protocol):
         ...
 
 
+class Lane(Protocol):
+    """Where steps run one after another: the caller's own thread or a worker's on a CPU, a stream on a GPU.
+
+    Steps of different lanes run at the same time; nothing but the caller orders them.
+    """
+
+    def close(self) -> None:
+        """Wait for what was started and release the lane; closing twice does nothing."""
+        ...
+
+
 class BoundStep(Protocol):
-    """An engine tied to buffers."""
+    """An engine tied to buffers and a lane."""
 
     def run(self) -> None:
-        """Run to completion; allocates nothing of ours.
+        """Run to completion: :meth:`start`, then :meth:`wait`.
 
-        Input buffers with a host side are read from it, output buffers with one are complete there on return.
+        Raises:
+            EngineError: the runtime failed; the outputs are undefined.
+        """
+        ...
+
+    def start(self) -> None:
+        """Begin; allocates nothing of ours. Until it has finished, its buffers are nobody else's.
+
+        Input buffers with a host side are read from it; output buffers with one are complete there when it has
+        finished.
+
+        Raises:
+            EngineError: the runtime failed, or the last start has not been waited for.
+        """
+        ...
+
+    def finished(self) -> bool:
+        """Whether :meth:`wait` would return (or raise) at once; never waits itself."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for what was started; without anything started it returns at once.
 
         Raises:
             EngineError: the runtime failed; the outputs are undefined.
@@ -86,11 +118,12 @@ class Engine(Protocol):
         """
         ...
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> BoundStep:
+    def bind(self, buffers: Mapping[str, Buffer], lane: Lane | None = None) -> BoundStep:
         """Tie every input and output to a buffer.
 
         Args:
             buffers: by graph input or output name; one buffer may serve several steps.
+            lane: where it runs; None for the backend's main lane.
 
         Raises:
             EngineError: a name is missing or unknown.
@@ -121,6 +154,10 @@ class Backend(Protocol):
             DependencyError: the runtime is not installed on this machine.
             EngineError: the runtime refuses the graph.
         """
+        ...
+
+    def open_lane(self) -> Lane:
+        """A lane beside the main one, of lower priority where the machine knows priorities."""
         ...
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from edge_sdk.errors import ClosedError, EngineError
 from edge_sdk.files import require_file
 from edge_sdk.optional import require
-from edge_sdk.runtime.engine import Buffer, EngineOptions, aligned_array, check_buffers
+from edge_sdk.runtime.engine import Buffer, EngineOptions, Lane, aligned_array, check_buffers
 from edge_sdk.tensors import TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"} | {
@@ -69,6 +70,10 @@ class OrtBackend:
             ) from error
         return OrtEngine(session, file)
 
+    def open_lane(self) -> ThreadLane:
+        """A worker thread beside the caller's."""
+        return ThreadLane()
+
 
 class OrtEngine:
     """One graph in an ONNX Runtime session; made by :class:`OrtBackend`."""
@@ -83,8 +88,8 @@ class OrtEngine:
         """A zeroed buffer; device and host are the same memory here, so ``host`` makes no difference."""
         return OrtBuffer(spec, aligned_array(spec))
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> OrtStep:
-        """Tie every input and output to a buffer's memory.
+    def bind(self, buffers: Mapping[str, Buffer], lane: Lane | None = None) -> OrtStep:
+        """Tie every input and output to a buffer's memory; without a lane a step runs in the caller's thread.
 
         Raises:
             ClosedError: the engine is closed.
@@ -99,7 +104,9 @@ class OrtEngine:
             binding.bind_input(spec.name, *_memory(buffers[spec.name]))
         for spec in self.outputs:
             binding.bind_output(spec.name, *_memory(buffers[spec.name]))
-        return OrtStep(self._session, binding, buffers)
+        if lane is not None and not isinstance(lane, ThreadLane):
+            raise EngineError(f"bind: expected a lane of this backend, got {type(lane).__name__}.")
+        return OrtStep(self._session, binding, buffers, lane)
 
     def close(self) -> None:
         """Let go of the session; it is freed when the last step bound to it is gone."""
@@ -114,15 +121,42 @@ class OrtBuffer:
     host: np.ndarray
 
 
+class ThreadLane:
+    """A worker thread that runs steps one after another."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="edge-sdk-lane")
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        """Queue ``work``.
+
+        Raises:
+            ClosedError: the lane is closed.
+        """
+        if self._pool is None:
+            raise ClosedError("lane: it is closed.")
+        return self._pool.submit(work)
+
+    def close(self) -> None:
+        """Wait for what was started and end the thread; closing twice does nothing."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)
+
+
 class OrtStep:
     """A session tied to buffers; made by :meth:`OrtEngine.bind`."""
 
-    __slots__ = ("_binding", "_buffers", "_run")
+    __slots__ = ("_binding", "_buffers", "_lane", "_pending", "_run")
 
-    def __init__(self, session: Any, binding: Any, buffers: Mapping[str, Buffer]) -> None:
+    def __init__(
+        self, session: Any, binding: Any, buffers: Mapping[str, Buffer], lane: ThreadLane | None = None
+    ) -> None:
         self._run = session.run_with_iobinding
         self._binding = binding
         self._buffers = dict(buffers)  # the binding holds bare addresses: their memory must live as long
+        self._lane = lane
+        self._pending: Future[None] | None = None
 
     def run(self) -> None:
         """Run to completion.
@@ -130,6 +164,37 @@ class OrtStep:
         Raises:
             EngineError: ONNX Runtime failed.
         """
+        self.start()
+        self.wait()
+
+    def start(self) -> None:
+        """Begin; without a lane this is the whole run.
+
+        Raises:
+            EngineError: ONNX Runtime failed, or the last start has not been waited for.
+        """
+        if self._pending is not None:
+            raise EngineError("step: it was started again before it was waited for.")
+        if self._lane is None:
+            self._compute()
+        else:
+            self._pending = self._lane.submit(self._compute)
+
+    def finished(self) -> bool:
+        """Whether :meth:`wait` would return at once."""
+        return self._pending is None or self._pending.done()
+
+    def wait(self) -> None:
+        """Wait for what was started.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _compute(self) -> None:
         try:
             self._run(self._binding)
         # ONNX Runtime's exceptions have no common base below Exception.

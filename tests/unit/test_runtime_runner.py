@@ -355,7 +355,17 @@ class _FailingStep:
         self.step, self.fails = step, False
 
     def run(self) -> None:
-        self.step.run()
+        self.start()
+        self.wait()
+
+    def start(self) -> None:
+        self.step.start()
+
+    def finished(self) -> bool:
+        return self.step.finished()
+
+    def wait(self) -> None:
+        self.step.wait()
         if self.fails:
             self.fails = False
             raise EngineError("the device is gone.")
