@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from edge_sdk.build.recipe import BuildRecipe
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.settings import Settings, load_recipe
 from edge_sdk.video.clips import CalibrationClipsRecipe
@@ -34,6 +35,7 @@ def kind_of(data: dict[str, Any]) -> type[Settings]:
         ("draw", CalibrateRecipe),
         ("sources", CalibrationClipsRecipe),
         ("clips", CalibrateRecipe),
+        ("calibration", BuildRecipe),
         ("bundle", EvaluateRecipe),
         ("module", TrainRecipe),
         ("teacher", DistillRecipe),
