@@ -141,10 +141,10 @@ ERRORS = [
                  outputs={"y2": image()}, opset=21), "dq_b", "in blocks of 8", good=partial(spliced, opset=20)),
     # operators
     case("integers into a convolution", "quantise-alone",
-         partial(spliced, [node("QuantizeLinear", ["x", "s", "z"], ["x_q"], name="q_x"),
-                           node("Conv", ["x_q", "w2"], ["y2"], name="conv_i")], quantise=True,
+         partial(spliced, [node("QuantizeLinear", ["x", "s", "z"], ["i"], name="q_i"),
+                           node("Conv", ["i", "w2"], ["y2"], name="conv_i")],
                  constants={"w2": np.zeros((16, 16, 1, 1), np.float32)}, outputs={"y2": image()}),
-         "q_x", "Conv 'conv_i' reads its integers"),
+         "q_i", "Conv 'conv_i' reads its integers"),
     case("pooling of integers", "quantise-alone",
          partial(spliced, [node("QuantizeLinear", ["x", "s", "z"], ["i"], name="q_i"),
                            node("MaxPool", ["i"], ["p"], name="pool", kernel_shape=[1, 1]),

@@ -143,7 +143,7 @@ WARNINGS = [
     case("a layer left out", "not-quantised", partial(two_convs, second=False), "second", "computes in float",
          good=partial(two_convs, second=True), **SLOW),
     case("weights alone", "not-quantised", partial(spliced, [node("Identity", ["x"], ["same"], name="same")],
-         quantise=False, reads="same"), "conv", "only its weights are quantised", **SLOW),
+         quantise=False, reads="same"), "conv", "weights are quantised and its input 'same' is not", **SLOW),
     case("few inputs", "thin-layer", conv(channels=(3, 32)), "conv", "from 3 to 32 channels: below 16", **SLOW),
     case("few outputs", "thin-layer", conv(channels=(32, 11)), "conv", "from 32 to 11 channels", **SLOW),
     case("thin groups", "thin-layer", conv(channels=(32, 32), groups=4), "conv", "to 8 channels a group", **SLOW),

@@ -11,11 +11,13 @@ import typer
 from edge_sdk.cli.options import JsonFlag
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from collections.abc import Iterator
+
+    from rich.text import Text
 
     from edge_sdk.compile.lint import Finding, LintReport
 
-# Of nodes that one line of the table names; --json has them all.
+# Of further nodes that are named for one rule; --json has them all.
 _SHOWN = 4
 
 
@@ -68,35 +70,30 @@ def lint(
     if as_json:
         emit_json({"graphs": reports, "errors": errors, "warnings": warnings})
     else:
-        show(*(_table(report) for report in reports if report.findings), *_clean(reports))
+        show(*(line for report in reports for line in _lines(report)))
         show(f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}.")
     if errors:
         raise typer.Exit(1)
 
 
-def _clean(reports: list[LintReport]) -> list[str]:
-    return [
-        f"{report.where}: clean for {report.backend} in {report.precision}."
-        for report in reports
-        if not report.findings
-    ]
-
-
-def _table(report: LintReport) -> Table:
-    """One line a rule and step: how often, the first nodes, what is wrong with the first and what to do."""
-    from rich.table import Table
+def _lines(report: LintReport) -> Iterator[Text]:
+    """A title, and for each rule and step: what is wrong with the first node, which others, and what to do."""
     from rich.text import Text
 
-    title = f"{report.where}, for {report.backend} in {report.precision}"
-    table = Table("rule", "severity", "where", "first", "repair", title=title, title_justify="left")
+    meant = f"for {report.backend} in {report.precision}"
+    if not report.findings:
+        yield Text(f"{report.where}: clean {meant}.")
+        return
+    yield Text(f"{report.where}, {meant}:", style="bold")
     grouped: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in report.findings:
         grouped.setdefault((finding.severity, finding.rule, finding.step), []).append(finding)
     for (severity, rule, _), group in grouped.items():
-        names = [finding.node or finding.tensor for finding in group]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        style = "bold red" if severity == "error" else "yellow"
         # Text, because names of nodes may hold square brackets, which rich would read as markup.
-        cells = (rule, ", ".join(names[:_SHOWN]) + more, group[0].message, group[0].repair)
-        table.add_row(Text(cells[0]), Text(severity, style=style), *map(Text, cells[1:]))
-    return table
+        line = Text("  ").append(severity, style="bold red" if severity == "error" else "yellow")
+        yield line.append(f" {rule}: {group[0].message}")
+        others = [finding.node or finding.tensor for finding in group[1:]]
+        if others:
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            yield Text(f"    also: {', '.join(others[:_SHOWN])}{more}")
+        yield Text(f"    {group[0].repair}", style="italic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ import edge_sdk.compile.lint as package  # noqa: E402
 from edge_sdk.cli import app  # noqa: E402
 from edge_sdk.compile.lint import lint, lint_pair, lint_path, require_clean  # noqa: E402
 from edge_sdk.errors import FileFormatError, LintError, MissingFileError, RecipeError  # noqa: E402
+from edge_sdk.manifest import StateForm  # noqa: E402
 from tests.graphs import PAIRS as TINY_PAIRS  # noqa: E402
 from tests.lint_cases import ERRORS, Case  # noqa: E402
 from tests.lint_graphs import F16, F32, I8, float_conv, half, image, node, quantised_conv, spliced  # noqa: E402
 from tests.lint_warnings import PAIRS, WARNINGS, PairCase, reads_state, writes_state  # noqa: E402
 
-INT8 = {"backend": "tensorrt", "precision": "int8"}
+INT8: dict[str, Any] = {"backend": "tensorrt", "precision": "int8"}
 
 
 def rules(findings):
@@ -71,11 +73,60 @@ def test_steps_that_agree_are_clean(options):
     assert lint_pair(writes_state(**keyframe), reads_state(**delta), **INT8) == []
 
 
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (StateForm(scale=0.25, permutation=(0, 2, 3, 1)), ""),
+        (
+            StateForm(scale=0.5),
+            "the manifest has it with scale 0.5 and zero point 0, the keyframe step writes it with",
+        ),
+        (StateForm(scale=0.25, zero_point=3), "scale 0.25 and zero point 3,"),
+        (None, "the manifest has it with scale 1 and zero point 0"),
+    ],
+)
+def test_the_manifest_must_tell_the_graphs_scale(form, says):
+    forms = {} if form is None else {"m": form}
+    found = lint_pair(writes_state(), reads_state(), forms=forms, **INT8)
+    assert rules(found) == (["state-form"] if says else [])
+    assert all(says in finding.message for finding in found)
+
+
+def test_a_graph_that_onnx_itself_refuses_is_told_as_that():
+    graph = quantised_conv()
+    del graph.graph.node[0].input[1:]
+    (found,) = lint(graph, **INT8)
+    assert (found.rule, found.severity) == ("invalid", "error")
+    assert "ONNX's checker refuses the graph" in found.message
+    assert rules(lint_pair(writes_state(), graph, **INT8)) == ["invalid"]
+
+
+@given(st.data())
+def test_no_damage_to_a_graph_makes_the_linter_fail(data):
+    """Whatever is taken out of a graph, it is told in findings."""
+    graph = quantised_conv(bias=data.draw(st.sampled_from(["float", "int32"])))
+    inner = graph.graph
+    part = data.draw(st.sampled_from([inner.node, inner.initializer, inner.input, inner.output]))
+    del part[data.draw(st.integers(0, len(part) - 1))]
+    if data.draw(st.booleans()):
+        spoilt = inner.node[data.draw(st.integers(0, len(inner.node) - 1))]
+        del spoilt.input[data.draw(st.integers(0, len(spoilt.input) - 1))]
+    for backend in ("tensorrt", "onnxruntime"):
+        for precision in ("float32", "float16", "int8"):
+            for finding in lint(graph, backend=backend, precision=precision):
+                assert finding.message
+                assert finding.repair
+
+
 def test_a_state_that_a_step_hands_on_needs_no_scale():
     delta = reads_state()
     delta.graph.node.append(node("Identity", ["state.m"], ["state.m.next"], name="same"))
     delta.graph.output.append(onnx.helper.make_tensor_value_info("state.m.next", I8, [1, 8, 8, 16]))
     assert lint_pair(writes_state(), delta, **INT8) == []
+
+
+# Rules that the tables cannot hold: one comes with another, the others have no repaired twin of one graph.
+OWN_TESTS = {"dequantise-alone", "float16-backend", "invalid", "state-form"}
 
 
 def test_every_rule_has_a_case():
@@ -87,11 +138,7 @@ def test_every_rule_has_a_case():
                 if call.func.attr in ("at", "on", "whole") and isinstance(first, ast.Constant):
                     called.add(first.value)
     assert len(called) > 25
-    # Two rules have tests of their own below: one comes with another, one has no repaired graph of its precision.
-    assert {case.rule for case in (*ERRORS, *WARNINGS, *PAIRS)} == called - {
-        "dequantise-alone",
-        "float16-backend",
-    }
+    assert {case.rule for case in (*ERRORS, *WARNINGS, *PAIRS)} == called - OWN_TESTS
 
 
 def test_integers_that_something_computed_are_no_quantised_tensor():
@@ -186,6 +233,14 @@ def test_float32_nodes_are_listed_as_islands_not_one_by_one():
         "3 casts around: exp, sqrt, add.",
         "0 casts around: alone.",
     ]
+
+
+def test_an_output_that_others_read_too_cannot_melt_and_is_not_complained_of():
+    case = next(case for case in WARNINGS if case.name == "both sides quantised")
+    graph = case.bad()
+    graph.graph.node.append(node("Relu", ["c_dq"], ["other"], name="relu"))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("other", *image()))
+    assert lint(graph, **INT8) == []
 
 
 def test_only_errors_forbid_a_build():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast, get_args
 
@@ -11,9 +11,10 @@ import onnx
 from edge_sdk.compile.lint import float16, qdq, structure
 from edge_sdk.compile.lint.finding import Backend, Finding, Precision, Target
 from edge_sdk.compile.lint.graph import GraphView
-from edge_sdk.compile.lint.pair import state_rules
+from edge_sdk.compile.lint.pair import form_rules, state_rules
 from edge_sdk.errors import FileFormatError, RecipeError
 from edge_sdk.files import require_file
+from edge_sdk.manifest import StateForm
 
 Rule = Callable[[GraphView, Target], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (*structure.RULES, *qdq.RULES, *float16.RULES)
@@ -53,14 +54,18 @@ def lint(
         step: ``keyframe`` or ``delta``; named in the messages.
 
     Returns:
-        Errors first, in the order of the graph within each rule.
+        Errors first, in the order of the graph within each rule; of a graph that ONNX's checker refuses, that alone.
 
     Raises:
         RecipeError: an unknown backend or precision.
         MissingFileError, FileFormatError: see :func:`read_model`.
     """
     target = _target(backend, precision, step)
-    view = GraphView(model if isinstance(model, onnx.ModelProto) else read_model(model))
+    loaded = model if isinstance(model, onnx.ModelProto) else read_model(model)
+    broken = _invalid(loaded, target)
+    if broken is not None:
+        return [broken]  # the rules take it for granted that every node has its inputs
+    view = GraphView(loaded)
     return _sorted([finding for rule in RULES for finding in rule(view, target)])
 
 
@@ -70,6 +75,7 @@ def lint_pair(
     *,
     backend: str,
     precision: str,
+    forms: Mapping[str, StateForm] | None = None,
 ) -> list[Finding]:
     """Look for state that the delta step would read differently from how it was written.
 
@@ -78,6 +84,7 @@ def lint_pair(
     Args:
         keyframe, delta: the step graphs, or their files.
         backend, precision: as for :func:`lint`.
+        forms: how the manifest says that the state is kept, to be held against the graphs; None: there is no manifest.
 
     Returns:
         Errors first.
@@ -85,11 +92,30 @@ def lint_pair(
     Raises:
         RecipeError, MissingFileError, FileFormatError: as for :func:`lint`.
     """
-    written, read = (
-        GraphView(model if isinstance(model, onnx.ModelProto) else read_model(model))
-        for model in (keyframe, delta)
-    )
-    return _sorted(list(state_rules(written, read, _target(backend, precision, "delta"))))
+    steps = {"keyframe": keyframe, "delta": delta}
+    models = {
+        step: model if isinstance(model, onnx.ModelProto) else read_model(model)
+        for step, model in steps.items()
+    }
+    targets = {step: _target(backend, precision, step) for step in steps}
+    broken = [_invalid(model, targets[step]) for step, model in models.items()]
+    if any(broken):
+        return [finding for finding in broken if finding is not None]
+    written, read = (GraphView(model) for model in models.values())
+    found = list(state_rules(written, read, targets["delta"]))
+    if forms is not None:
+        found += form_rules(written, forms, targets["keyframe"])
+    return _sorted(found)
+
+
+def _invalid(model: onnx.ModelProto, target: Target) -> Finding | None:
+    """What ONNX's own checker says of a graph that is none; types and shapes are left to the rules."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        what = f"ONNX's checker refuses the graph: {' '.join(str(error).split()).rstrip('.')}"
+        return target.whole("invalid", "error", what, "Export or quantise it again.")
+    return None
 
 
 def _target(backend: str, precision: str, step: str) -> Target:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto
 
 from edge_sdk.compile.lint.finding import Finding, Target
 from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, STATE, GraphView, Value, label, type_name
+from edge_sdk.manifest import StateForm
 
 _NEXT = ".next"
 _INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
@@ -21,20 +22,21 @@ class Quantised:
     """How a quantised state tensor is to be read.
 
     Args:
-        node: the Q that writes it or the DQ that reads it.
+        node: the Q that writes it or the DQ that reads it; None for what a manifest says.
         scale, zero_point: the constants; None where the file does not fix them.
     """
 
-    node: NodeProto
-    scale: np.ndarray | None
-    zero_point: np.ndarray | None
+    node: NodeProto | None
+    scale: np.ndarray | np.generic | None
+    zero_point: np.ndarray | np.generic | None
 
     def agrees(self, other: Quantised) -> bool:
         """Whether both turn bytes into the same numbers."""
         return _equal(self.scale, other.scale) and _equal(self.zero_point, other.zero_point)
 
     def __str__(self) -> str:
-        return f"scale {_shown(self.scale)} and zero point {_shown(self.zero_point)} in '{label(self.node)}'"
+        where = f" in '{label(self.node)}'" if self.node is not None else ""
+        return f"scale {_shown(self.scale)} and zero point {_shown(self.zero_point)}{where}"
 
 
 def state_rules(keyframe: GraphView, delta: GraphView, target: Target) -> Iterator[Finding]:
@@ -57,6 +59,19 @@ def state_rules(keyframe: GraphView, delta: GraphView, target: Target) -> Iterat
             yield target.on(
                 "state-unused", "warning", STATE + name, what, "Remove it from the keyframe step."
             )
+
+
+def form_rules(keyframe: GraphView, forms: Mapping[str, StateForm], target: Target) -> Iterator[Finding]:
+    """Each state tensor's scale in the keyframe step, against what the manifest tells whoever reads it outside."""
+    for name, value in _written(keyframe).items():
+        if value.elem_type not in _INTEGERS:
+            continue
+        made = _writer(keyframe, keyframe.origin(value.name))
+        form = forms.get(name, StateForm())
+        told = Quantised(None, np.float32(form.scale), np.int64(form.zero_point))
+        if made is not None and not made.agrees(told):
+            what = f"the manifest has it with {told}, the keyframe step writes it with {made}"
+            yield target.on("state-form", "error", value.name, what, "Quantise the bundle again.")
 
 
 Side = tuple[GraphView, Value, str]
@@ -117,14 +132,14 @@ def _quantised(view: GraphView, node: NodeProto) -> Quantised:
     return Quantised(node, view.constant(node.input[1]), zero)
 
 
-def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+def _equal(one: np.ndarray | np.generic | None, other: np.ndarray | np.generic | None) -> bool:
     """Equal numbers; a constant that the file does not fix equals none."""
     if one is None or other is None:
         return False
     return bool(np.array_equal(np.ravel(one).astype(np.float64), np.ravel(other).astype(np.float64)))
 
 
-def _shown(value: np.ndarray | None) -> str:
+def _shown(value: np.ndarray | np.generic | None) -> str:
     if value is None:
         return "(computed)"
     return f"{float(np.ravel(value)[0]):.9g}" if value.size == 1 else f"({value.size} numbers)"

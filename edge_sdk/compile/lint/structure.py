@@ -124,14 +124,15 @@ def unquantised_layers(view: GraphView, target: Target) -> Iterator[Finding]:
     for node in view.nodes:
         if node.op_type not in WEIGHTED or view.is_quantised(node):
             continue
-        given, weights = (view.dequantised(name) for name in node.input[:2])
-        if given or weights:
-            what = f"only its {'input' if given else 'weights'} are quantised, so it computes in float"
-            repair = "Quantise its input and its weights, or neither."
+        if view.dequantised(node.input[1]):
+            what = (
+                f"its weights are quantised and its input '{node.input[0]}' is not, so it computes in float"
+            )
+            repair = "Quantise its input too, or leave its weights in float."
         else:
-            what = "it is not quantised and computes in float"
+            what = "its weights are not quantised, so it computes in float"
             repair = (
-                "Meant for layers that lose too much; otherwise take it out of the quantiser's exclusions."
+                "Right for layers that lose too much; otherwise take it out of the quantiser's exclusions."
             )
         yield target.at("not-quantised", "warning", node, what, repair)
 
@@ -182,28 +183,33 @@ def residual_adds(view: GraphView, target: Target) -> Iterator[Finding]:
 def _unfused(
     view: GraphView, target: Target, node: NodeProto, makers: list[NodeProto | None]
 ) -> Iterator[Finding]:
-    into = [index for index, maker in enumerate(makers) if maker is not None and view.is_quantised(maker)]
+    """An addition that TensorRT would melt into a convolution whose output nothing else reads, and cannot."""
+    layers = [maker if maker is not None and _read_once(view, maker) else None for maker in makers]
+    into = [index for index, layer in enumerate(layers) if layer is not None and view.is_quantised(layer)]
     if into and not any(view.dequantised(node.input[1 - index]) for index in into):
-        skip = node.input[1 - into[0]]
-        conv = makers[into[0]]
-        what = (
-            f"its input '{skip}' is not quantised, so it does not melt into "
-            f"{conv.op_type if conv else ''} '{label(conv) if conv else ''}'"
-        )
+        skip, conv = node.input[1 - into[0]], layers[into[0]]
+        name = f"{conv.op_type} '{label(conv)}'" if conv is not None else ""
+        what = f"its input '{skip}' is not quantised, so it does not melt into {name}"
         yield target.at("residual-add", "warning", node, what, f"Put Q and DQ on '{skip}'.", skip)
     elif not into and all(view.dequantised(name) for name in node.input):
-        convs = [conv for maker in makers if (conv := _quantised_before(view, maker)) is not None]
+        convs = [conv for layer in layers if (conv := _quantised_before(view, layer)) is not None]
         if convs:
             what = f"Q and DQ stand between it and {convs[0].op_type} '{label(convs[0])}', so the two do not melt"
             repair = "Take Q and DQ off that input and leave them on the other."
             yield target.at("residual-add", "warning", node, what, repair, convs[0].output[0])
 
 
+def _read_once(view: GraphView, node: NodeProto) -> bool:
+    return len(view.users(node.output[0])) == 1 and not view.is_output(node.output[0])
+
+
 def _quantised_before(view: GraphView, dequantise: NodeProto | None) -> NodeProto | None:
-    """The quantised layer whose output a DQ gives back, where nothing else stands between."""
+    """The quantised layer whose output a DQ gives back, where nothing else reads it on the way."""
     quantise = view.maker(dequantise.input[0]) if dequantise is not None else None
-    layer = view.maker(quantise.input[0]) if quantise is not None and quantise.op_type == QUANTIZE else None
-    return layer if layer is not None and view.is_quantised(layer) else None
+    if quantise is None or quantise.op_type != QUANTIZE or not _read_once(view, quantise):
+        return None
+    layer = view.maker(quantise.input[0])
+    return layer if layer is not None and view.is_quantised(layer) and _read_once(view, layer) else None
 
 
 def _quantised_after(view: GraphView, node: NodeProto) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +14,7 @@ from edge_sdk.compile.lint.finding import Backend, Finding, Precision
 from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, STATE, GraphView
 from edge_sdk.compile.lint.linter import lint, lint_pair, read_model
 from edge_sdk.errors import MissingFileError, RecipeError
-from edge_sdk.manifest import FLOAT32, MANIFEST
+from edge_sdk.manifest import FLOAT32, MANIFEST, StateForm
 
 KEYFRAME, DELTA = "keyframe", "delta"
 DEFAULT_BACKEND = "tensorrt"
@@ -42,6 +42,7 @@ class _Pair:
     backend: str
     precision: str | None
     graphs: dict[str, Path]
+    forms: Mapping[str, StateForm] | None = None
 
 
 def lint_path(
@@ -100,11 +101,11 @@ def _of_bundle(place: Path, backend: str | None, precision: str | None) -> Itera
     for name, variant in manifest.variants.items():
         if backend in (None, variant.backend) and precision in (None, variant.precision):
             graphs = {str(step): place / spec.graph for step, spec in variant.steps.items()}
-            yield _Pair(f"{place} ({name})", variant.backend, variant.precision, graphs)
+            yield _Pair(f"{place} ({name})", variant.backend, variant.precision, graphs, variant.forms)
 
 
 def _renamed(pair: _Pair, backend: str | None, precision: str | None) -> _Pair:
-    return _Pair(pair.where, backend or pair.backend, precision or pair.precision, pair.graphs)
+    return replace(pair, backend=backend or pair.backend, precision=precision or pair.precision)
 
 
 def _by_folder(folder: Path) -> tuple[str | None, str | None]:
@@ -125,7 +126,9 @@ def _lint_pair(pair: _Pair) -> LintReport:
         for finding in lint(model, backend=pair.backend, precision=precision, step=step)
     ]
     if len(models) == 2:
-        findings += lint_pair(models[KEYFRAME], models[DELTA], backend=pair.backend, precision=precision)
+        both = (models[KEYFRAME], models[DELTA])
+        findings += lint_pair(*both, backend=pair.backend, precision=precision, forms=pair.forms)
+        findings = list(dict.fromkeys(findings))  # a graph that is none is told of by either
     findings.sort(key=lambda finding: finding.severity != "error")
     return LintReport(pair.where, pair.backend, precision, findings)
 
