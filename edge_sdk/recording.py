@@ -37,10 +37,6 @@ class Content:
 class Observer(Protocol):
     """Sees every run."""
 
-    def open_lane(self) -> Lane:
-        """A lane of the wrapped backend."""
-        return self._inner.open_lane()
-
     def before(self, step: StepName, inputs: Mapping[str, Content]) -> None:
         """``step`` is about to read ``inputs``, by graph input."""
         ...
@@ -72,6 +68,10 @@ class RecordingBackend:
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
         """Load a step graph; arguments and errors are the wrapped backend's."""
         return _Engine(self._inner.load(path, options, built), self, self._steps[path])
+
+    def open_lane(self) -> Lane:
+        """A lane of the wrapped backend."""
+        return self._inner.open_lane()
 
     def before(self, step: StepName, inputs: Mapping[str, Buffer]) -> None:
         """Show what a step is about to read, where there is an observer."""
