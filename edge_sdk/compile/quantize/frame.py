@@ -137,7 +137,9 @@ def _first_reader(model: onnx.ModelProto) -> onnx.NodeProto | None:
 def _affine(model: onnx.ModelProto, tensor: str) -> Preprocessing | None:
     """The map from frame to ``tensor`` where it is one affine map of each pixel, tried out on frames; else None."""
     ort = _runtime()
-    shown = onnx.utils.Extractor(model).extract_model([FRAME], [tensor])
+    # The extractor wants the type of each tensor, which not every exporter writes down.
+    typed = onnx.shape_inference.infer_shapes(model)
+    shown = onnx.utils.Extractor(typed).extract_model([FRAME], [tensor])
     session = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
     shape = shape_of(_frame(model))
 

@@ -141,14 +141,14 @@ def quantize_outputs(model: onnx.ModelProto, forms: Forms) -> None:
         inner = f"{value.name}.quantised"
         for key, constant in (("scale", scale), ("zero_point", zero)):
             graph.initializer.append(numpy_helper.from_array(np.asarray(constant), f"{inner}.{key}"))
-        if not transposed and source == value.name:
-            source = f"{value.name}.float"
+        if not transposed:
+            # Whoever reads it goes on reading floats.
+            in_float = f"{value.name}.float"
             for index, output in enumerate(last.output):
                 if output == value.name:
-                    last.output[index] = source
-            replace_input(graph.node, value.name, source)
-        elif not transposed:
-            graph.node.remove(last)
+                    last.output[index] = in_float
+            replace_input(graph.node, value.name, in_float)
+            source = in_float if source == value.name else source
         result = inner if transposed else value.name
         graph.node.append(
             helper.make_node(
