@@ -24,6 +24,7 @@ from edge_sdk.files import sha256_of  # noqa: E402
 from edge_sdk.identity import EngineIdentity, open_engine  # noqa: E402
 from edge_sdk.machine import NO_GPU, machine_facts  # noqa: E402
 from tests.tensorrt import harness, pairs  # noqa: E402
+from tests.tensorrt.small import convolution  # noqa: E402
 
 MIB = 1 << 20
 SERIALISED = b"vtrt"  # how plans begin
@@ -103,64 +104,7 @@ def shares_in(path: Path) -> dict[str, float]:
     return {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
 
 
-# One small graph for what does not depend on the network
-
-
-def convolution(
-    path: Path,
-    *,
-    quantised: bool = False,
-    zero_point: int = 0,
-    kind: int = TensorProto.INT8,
-    bias: int | None = None,
-) -> Path:
-    """A convolution of 16 channels over 8 x 8, plain or with Q/DQ on data and weights.
-
-    Args:
-        zero_point, kind: of the data's Q/DQ.
-        bias: type of a quantised bias.
-    """
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(16, 16, 3, 3)).astype(np.float32)
-    constants: dict[str, Any] = {"w": weights}
-    nodes, data, kernel = [], "x", "w"
-    if quantised:
-        small = helper.tensor_dtype_to_np_dtype(kind)
-        constants |= {
-            "scale": np.float32(0.05),
-            "zero": np.array(zero_point, small),
-            "w_scale": np.full(16, 0.02, np.float32),
-            "w_zero": np.zeros(16, np.int8),
-            "w": np.clip(weights / 0.02, -127, 127).astype(np.int8),
-        }
-        nodes += [
-            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="quantise_x"),
-            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], name="dequantise_x"),
-            helper.make_node(
-                "DequantizeLinear", ["w", "w_scale", "w_zero"], ["dw"], name="dequantise_w", axis=0
-            ),
-        ]
-        data, kernel = "dq", "dw"
-    inputs = [data, kernel]
-    if bias is not None:
-        whole = helper.tensor_dtype_to_np_dtype(bias)
-        constants |= {"b": np.arange(16).astype(whole), "b_scale": np.full(16, 0.001, np.float32)}
-        nodes.append(
-            helper.make_node("DequantizeLinear", ["b", "b_scale"], ["db"], name="dequantise_b", axis=0)
-        )
-        inputs.append("db")
-    nodes.append(helper.make_node("Conv", inputs, ["y"], name="conv", pads=[1, 1, 1, 1]))
-    graph = helper.make_graph(
-        nodes,
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 16, 8, 8))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 16, 8, 8))],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, str(path))
-    return path
+# What does not depend on the network
 
 
 def build(
@@ -177,6 +121,30 @@ def test_the_small_graph_builds(tensorrt: None, tmp_path: Path) -> None:
     """Without this the refusals below would say little."""
     assert build(convolution(tmp_path / "q.onnx", quantised=True), tmp_path, "int8").asked == {"int8": 1.0}
     assert build(convolution(tmp_path / "f.onnx"), tmp_path).asked == {"float32": 1.0}
+
+
+def test_a_network_of_matrix_products(tensorrt: None, tmp_path: Path) -> None:
+    """They count where there are no convolutions."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(32, 16)).astype(np.float32),
+        "v": rng.normal(size=(16, 8)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], name="second"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 32))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 8))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    assert build(tmp_path / "m.onnx", tmp_path).asked == {"float32": 1.0}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -246,6 +214,7 @@ def test_an_operator_that_tensorrt_does_not_know(tensorrt: None, tmp_path: Path)
 SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no DLA": ({"dla_core": 0}, EngineError, "0 was asked for, TensorRT .* sees 0 DLA cores here"),
     "no RTX": ({"runtime": "tensorrt_rtx"}, DependencyError, "pip install tensorrt_rtx"),
+    "no lean runtime": ({"version_compatible": True}, EngineError, "lean runtime: install it, or leave"),
     "no time": ({"timeout_s": 0.01}, EngineError, r"ended after 0\.01 s"),
 }
 

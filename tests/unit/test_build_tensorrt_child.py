@@ -222,6 +222,14 @@ def test_a_plan_fits_the_machine_that_built_it(tmp_path: Path, monkeypatch: pyte
         open_engine(plan, backend="tensorrt", rebuild="edge-sdk build x.yaml")
 
 
+def test_whoever_builds_loads_neither_tensorrt_nor_torch_nor_onnx() -> None:
+    code = "import sys, edge_sdk.build.tensorrt; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "edge_sdk" in loaded
+    assert not loaded & {"tensorrt", "tensorrt_bindings", "polygraphy", "torch", "onnx", "onnxruntime", "cv2"}
+
+
 # The child's own parts
 
 

@@ -83,33 +83,44 @@ def build_plan(
             graph=graph.absolute(), plan=built.absolute(), step=step, precision=precision, settings=settings
         )
         outcome = run_child(job, progress or Silent())
-        shares, unknown, notes = _judge(outcome, settings, f"{step} step in {precision}")
-        identity = EngineIdentity(
-            backend="tensorrt",
-            precision=precision,
-            step=step,
-            graph_sha256=graph_sha256,
-            engine_sha256=sha256_of(built),
-            engine_bytes=built.stat().st_size,
-            runtime=outcome.runtime,
-            machine=machine_facts("tensorrt"),
-            settings=_recorded(settings, outcome),
-            asked=shares_of(outcome.asked),
-            shares=shares,
-            shares_unknown=unknown,
-            notes=(*outcome.notes, *notes),
-            calibration_sha256=calibration_sha256,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            sdk_version=edge_sdk.__version__,
-            commit=commit_of_sources(),
-            build_s=round(time.monotonic() - began, 3),
-        )
+        identity = _identity(job, outcome, graph_sha256, calibration_sha256, time.monotonic() - began)
         # An old identity must not stand beside the new plan, not even for a moment.
         identity_path(plan).unlink(missing_ok=True)
         with atomic_file(plan) as target:
             built.replace(target)
         write_identity(plan, identity)
     return identity
+
+
+def _identity(
+    job: Job, outcome: Outcome, graph_sha256: str, calibration_sha256: str | None, build_s: float
+) -> EngineIdentity:
+    """The identity of the plan that a job made.
+
+    Raises:
+        EngineError: what was built is not what was asked for.
+    """
+    shares, unknown, notes = _judge(outcome, job.settings, f"{job.step} step in {job.precision}")
+    return EngineIdentity(
+        backend="tensorrt",
+        precision=job.precision,
+        step=job.step,
+        graph_sha256=graph_sha256,
+        engine_sha256=sha256_of(job.plan),
+        engine_bytes=job.plan.stat().st_size,
+        runtime=outcome.runtime,
+        machine=machine_facts("tensorrt"),
+        settings=_recorded(job.settings, outcome),
+        asked=shares_of(outcome.asked),
+        shares=shares,
+        shares_unknown=unknown,
+        notes=(*outcome.notes, *notes),
+        calibration_sha256=calibration_sha256,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        sdk_version=edge_sdk.__version__,
+        commit=commit_of_sources(),
+        build_s=round(build_s, 3),
+    )
 
 
 def run_child(job: Job, progress: Progress) -> Outcome:
