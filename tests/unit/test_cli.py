@@ -21,7 +21,9 @@ from edge_sdk.cli.output import plain
 from edge_sdk.errors import DependencyError, RecipeError
 from edge_sdk.settings import Settings
 
-VERBS = ["demo", "train", "distill", "export", "calibrate", "lint", "run", "evaluate", "doctor"]
+VERBS = [
+    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare", "doctor",
+]  # fmt: skip
 
 
 def invoke(*args):
