@@ -160,7 +160,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             f"! over the budget of {comparison.max_drop:g} points: {names}"
             if over
-            else f"every engine is within the budget of {comparison.max_drop:g} points"
+            else f"every engine that ran is within the budget of {comparison.max_drop:g} points"
         )
     return lines
 

@@ -231,7 +231,7 @@ def test_a_broken_budget_is_exit_code_1(bundle: Bundle, tmp_path: Path) -> None:
     drop = compare(CompareRecipe(bundle=bundle.path, reference=file)).engines[1].drop_points
     assert drop > 0
     allowed = run(bundle.path, "--reference", file, "--max-drop", drop + 0.01)
-    assert (allowed.exit_code, "every engine is within the budget" in allowed.stdout) == (0, True)
+    assert (allowed.exit_code, "every engine that ran is within the budget" in allowed.stdout) == (0, True)
     broken = run(bundle.path, "--reference", file, "--max-drop", drop / 2)
     assert broken.exit_code == 1
     assert f"over the budget of {drop / 2:g} points: {INT8}" in broken.stdout
