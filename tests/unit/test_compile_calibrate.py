@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tracemalloc
@@ -11,86 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge_sdk.arrays import HEADER, ArrayWriter, write_arrays
 from edge_sdk.bundle import Bundle
 from edge_sdk.cli.calibrate import by_distance
-from edge_sdk.compile.calibrate import CalibrateRecipe, calibrate, clip_bytes, record
+from edge_sdk.compile.calibrate import calibrate, clip_bytes, record
 from edge_sdk.compile.calibration_frames import FrameFacts
 from edge_sdk.compile.calibration_set import CALIBRATION_SET, CalibrationSet, PassRecord, counts_of
 from edge_sdk.errors import (
-    BundleError,
     ChecksumError,
     EdgeSdkError,
-    FileFormatError,
-    MissingFileError,
     OutputError,
     RecipeError,
     ShapeError,
 )
 from edge_sdk.runtime.result import StepKind
 from edge_sdk.runtime.schedule import EverySchedule
-from edge_sdk.settings import parse_settings
-from edge_sdk.video.clips import CalibrationClips, CalibrationClipsRecipe, draw_clips, set_hash
+from edge_sdk.video.clips import CalibrationClips
+from tests.calibration_world import CLIPS, FRAMES, SIZE, make_clips, moving, recipe, scene, sha256, smooth
 from tests.graphs import PAIRS, TinyPair, per_frame, random_images
-
-SIZE = (32, 48)
-CLIPS, FRAMES = 3, 5
-
-
-def scene(seed: int = 1) -> str:
-    return f"synthetic:shapes?height=32&width=48&frames=60&seed={seed}"
-
-
-def smooth(index: int, size_hw: tuple[int, int] = SIZE) -> np.ndarray:
-    """A picture without noise that moves with ``index``; all channels differ."""
-    rows, columns = np.mgrid[: size_hw[0], : size_hw[1]]
-    waves = [np.sin((rows + columns * channel + 3 * index) / 7) for channel in (1, 2, 3)]
-    return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
-
-
-def make_clips(folder: Path, clips: list[list[np.ndarray]]) -> Path:
-    """A folder of clips with these very frames, hashed as drawn ones are."""
-    drawn = draw_clips(
-        parse_settings(
-            {"out": folder, "sources": [scene()], "clips": 2, "frames": 2}, CalibrationClipsRecipe, ""
-        )
-    )
-    records: list[dict[str, Any]] = []
-    for number, images in enumerate(clips):
-        frames = []
-        for index, image in enumerate(images):
-            file = folder / f"clip_{number:03d}" / f"{index:06d}.png"
-            file.parent.mkdir(exist_ok=True)
-            assert cv2.imwrite(str(file), image)
-            frames.append({"index": index, "sha256": sha256(file)})
-        records.append({"folder": f"clip_{number:03d}", "source": "made", "frames": frames})
-    data = {**drawn.model_dump(mode="json"), "clips": records, "frame_count": sum(map(len, clips))}
-    if clips and clips[0]:
-        data["size_hw"] = clips[0][0].shape[:2]
-    data["sha256"] = set_hash(parse_settings(data, CalibrationClips, "").clips)
-    (folder / "clips.json").write_text(json.dumps(data))
-    return folder
-
-
-def sha256(file: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def moving(clips: int = CLIPS, frames: int = FRAMES) -> list[list[np.ndarray]]:
-    return [[smooth(10 * clip + frame) for frame in range(frames)] for clip in range(clips)]
-
-
-def recipe(tmp_path: Path, **values: object) -> CalibrateRecipe:
-    data = {"bundle": tmp_path / "bundle", "clips": tmp_path / "clips", "out": tmp_path / "set.npz", **values}
-    return parse_settings({k: v for k, v in data.items() if v is not None}, CalibrateRecipe, "recipe")
 
 
 @pytest.fixture(params=PAIRS)
@@ -199,101 +139,6 @@ def test_the_same_recording_has_the_same_bytes_but_for_its_date(
     )
     for ours, theirs in zip(again.passes("delta"), recorded.passes("delta"), strict=True):
         assert all(np.array_equal(ours.inputs[name], theirs.inputs[name]) for name in ours.inputs)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    PAIRS["chaining"](SIZE).write(folder / "bundle")
-    make_clips(folder / "clips", moving(2, 3))
-    return calibrate(recipe(folder)).path
-
-
-@given(data=st.data())
-def test_a_set_with_any_byte_changed_is_refused(whole: Path, data: st.DataObject) -> None:
-    content = bytearray(whole.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= data.draw(st.integers(1, 255))
-    file = whole.parent / "changed.npz"
-    file.write_bytes(content)
-    with pytest.raises(FileFormatError, match=r"changed\.npz: .*edge-sdk calibrate RECIPE"):
-        CalibrationSet.open(file)
-
-
-@given(data=st.data())
-def test_a_set_that_is_cut_is_refused(whole: Path, data: st.DataObject) -> None:
-    content = whole.read_bytes()
-    file = whole.parent / "cut.npz"
-    file.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(FileFormatError, match=r"cut\.npz: .*edge-sdk calibrate RECIPE"):
-        CalibrationSet.open(file)
-
-
-def resealed(whole: Path, file: Path, change: dict[str, Any] | None) -> Path:
-    """A set whose hash is right and whose header says something else, or is not there."""
-    import hashlib
-
-    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(file, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name == HEADER:
-                if change is None:
-                    continue
-                content = json.dumps({**json.loads(content), **change}).encode()
-            new.writestr(name, content)
-        new.comment = b"0" * 64
-    body = file.read_bytes()[:-64]
-    file.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
-    return file
-
-
-LOST = {"step": "delta", "clip": 0, "distance": 1, "inputs": {"frame": "clip_000/001/lost.npy"}}
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (None, FileFormatError, "expected a calibration set, it is none"),
-        ({"format": 2}, FileFormatError, "its format is 2, this edge_sdk reads format 1"),
-        ({"bundel": "x"}, FileFormatError, "unknown key 'bundel', did you mean 'bundle'?"),
-        ({"counts": 3}, FileFormatError, "'counts'"),
-        ({"passes": [LOST]}, FileFormatError, r"it lacks 'clip_000/001/lost\.npy'"),
-    ],
-)
-def test_a_foreign_set_is_refused(
-    whole: Path, tmp_path: Path, change: dict[str, Any] | None, error: type[EdgeSdkError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        CalibrationSet.open(resealed(whole, tmp_path / "other.npz", change))
-
-
-@pytest.mark.parametrize("content", [b"", b"no set\n" * 99, b"0" * 64], ids=["empty", "text", "digits"])
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(FileFormatError, match=r"a\.npz: .*edge-sdk calibrate RECIPE"):
-        CalibrationSet.open(tmp_path / "a.npz")
-    with pytest.raises(MissingFileError, match=r"calibration set: expected a file at .*b\.npz"):
-        CalibrationSet.open(tmp_path / "b.npz")
-
-
-def test_a_file_that_changes_after_it_was_opened_is_noticed(recorded: CalibrationSet) -> None:
-    content = bytearray(recorded.path.read_bytes())
-    with zipfile.ZipFile(recorded.path) as archive:
-        place = archive.getinfo("clip_001/000/frame.npy").header_offset + 300
-    content[place] ^= 1
-    recorded.path.write_bytes(content)
-    with pytest.raises(ChecksumError, match=r"'clip_001/000/frame\.npy' changed since it was opened"):
-        list(recorded.passes("keyframe"))
-
-
-def test_a_set_fits_its_own_pair_alone(recorded: CalibrationSet, tmp_path: Path) -> None:
-    recorded.check_for(Bundle.open(tmp_path / "bundle"))
-    with pytest.raises(
-        BundleError, match=r"another pair, 'tiny-residual': its delta graph is \w{12}\.\.\., that of"
-    ):
-        recorded.check_for(PAIRS["chaining"](SIZE).write(tmp_path / "other"))
-    with pytest.raises(BundleError, match=r"its delta graph is \w{12}\.\.\., that of bundle .* is none"):
-        recorded.check_for(per_frame(SIZE).write(tmp_path / "single"))
 
 
 def still(clips: int, frames: int) -> list[list[np.ndarray]]:
