@@ -58,7 +58,7 @@ class RecordingBackend:
     """
 
     def __init__(self, inner: Backend, bundle: Bundle, engine: str = FLOAT32) -> None:
-        self.name = inner.name
+        self.name, self.owns_thread = inner.name, inner.owns_thread
         self.observer: Observer | None = None
         self._inner = inner
         steps = bundle.pair(engine).steps.items()

@@ -137,9 +137,15 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """Loads graphs as engines."""
+    """Loads graphs as engines.
+
+    Attributes:
+        name: of the backend.
+        owns_thread: everything must happen on the one thread that loaded the engines, as a GPU's context asks.
+    """
 
     name: str
+    owns_thread: bool
 
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
         """Load a graph, or an engine that was built for this machine.

@@ -45,6 +45,7 @@ class OrtBackend:
     """Loads ONNX graphs on the CPU execution provider, named explicitly: there is no other to fall back to."""
 
     name = "onnxruntime"
+    owns_thread = False
 
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> OrtEngine:
         """Load an ONNX graph with every graph optimisation, or a built engine as it is.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError, ClosedError, RecipeError
+from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend, EngineOptions, backend_named
+from edge_sdk.runtime.opening import Opening, checked_schedule
 from edge_sdk.runtime.result import Result
-from edge_sdk.runtime.schedule import SCHEDULES, ScheduleSettings
-from edge_sdk.runtime.steps import StepEngines
+from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.runtime.stream import Stream
+from edge_sdk.runtime.worker import Worker, WorkerCounts
 from edge_sdk.settings import parse_settings
 from edge_sdk.video.frame import Frame
+
+T = TypeVar("T")
 
 
 class EdgeRunner:
@@ -27,7 +32,8 @@ class EdgeRunner:
                 image = result.plot(frame.image)
 
     Entering the ``with`` block loads the engines, allocates every buffer and runs each step twice to warm it up;
-    leaving it releases them. A runner is for one thread at a time and shares nothing with other runners.
+    leaving it releases them. Calls may come from one thread at a time; with ``threaded`` everything runs on a thread
+    that the runner owns, and every method may be called from any thread. Runners share nothing with each other.
 
     Args:
         bundle: an opened bundle, or the folder of one.
@@ -38,10 +44,15 @@ class EdgeRunner:
         schedule: decides which frames are keyframes; None for the schedule in the bundle. Where it asks for no
             delta steps, the delta graph is not loaded.
         threads: CPU threads of one step, at least 1; None for the backend's own choice.
+        background: run keyframes beside the frames: deltas go on with the older state until a keyframe is done, so no
+            frame waits for the teacher. ``Result.state_age`` says how old the state is. Keyframes that cannot wait
+            (the first frame, after a gap) are run in turn. None runs all in turn.
+        threaded: run on a thread of the runner's own; None where the backend needs one.
+        on_result: with ``threaded``, called on that thread with each answer to a submitted frame.
 
     Raises:
         MissingFileError, FileFormatError, BundleError: the bundle is not whole, see :meth:`Bundle.open`, it has no
-            delta step and the schedule needs one, or it has no such engines.
+            delta step and the schedule or ``background`` needs one, or it has no such engines.
         RecipeError: the backend is unknown, or an argument is of the wrong type or out of range.
     """
 
@@ -53,23 +64,29 @@ class EdgeRunner:
         engine: str | None = None,
         schedule: ScheduleSettings | None = None,
         threads: int | None = None,
+        background: BackgroundKeyframes | None = None,
+        threaded: bool | None = None,
+        on_result: Callable[[Result], None] | None = None,
     ) -> None:
         self._options = parse_settings({"threads": threads}, EngineOptions, "EdgeRunner")
         self._backend = backend_named(backend) if isinstance(backend, str) else backend
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.engine = self.bundle.engine_for(self._backend.name, engine)
-        self.schedule = self.bundle.manifest.schedule if schedule is None else schedule
-        if not isinstance(self.schedule, SCHEDULES):
-            names = ", ".join(kind.__name__ for kind in SCHEDULES)
-            raise RecipeError(f"schedule: expected one of {names}, got {self.schedule!r}.")
-        if self.schedule.uses_delta and self.bundle.manifest.steps.delta is None:
+        self.schedule = checked_schedule(self.bundle, schedule)
+        self.background = background
+        if background is not None and not self.schedule.uses_delta:
             raise BundleError(
-                f"schedule '{self.schedule.kind}': it asks for delta steps, "
-                f"bundle {self.bundle.path} has a keyframe step only.",
-                hint="Use AlwaysSchedule(), or EverySchedule with between='skip'.",
+                f"background keyframes: schedule '{self.schedule.kind}' asks for no delta steps to go on with.",
+                hint="Give a schedule that uses deltas, such as EverySchedule(interval=10).",
             )
-        self._engines: StepEngines | None = None
-        self._stream: Stream | None = None
+        self._threaded = self._backend.owns_thread if threaded is None else threaded
+        if on_result is not None and not self._threaded:
+            raise RecipeError(
+                "on_result: it is called with answers to submitted frames, give threaded=True too."
+            )
+        self._on_result = on_result
+        self._worker: Worker | None = None
+        self._opening: Opening | None = None
 
     def open(self) -> EdgeRunner:
         """Load, allocate and warm up, where a ``with`` block does not fit; opening an open runner does nothing.
@@ -79,24 +96,33 @@ class EdgeRunner:
             EngineError: the backend refuses a graph.
             BundleError: a graph has other inputs or outputs than the manifest says.
         """
-        if self._stream is None:
-            uses_delta = self.schedule.uses_delta
-            engines = StepEngines.load(
-                self.bundle, self._backend, self._options, engine=self.engine, with_delta=uses_delta
-            )
+        if self._opening is None:
+            if self._threaded:
+                self._worker = Worker(self._answer, self._on_result)
             try:
-                self._stream = Stream(self.bundle, engines, self.schedule.start())
+                self._opening = self._on_thread(
+                    lambda: Opening(
+                        self.bundle,
+                        self._backend,
+                        self._options,
+                        self.engine,
+                        [self.schedule],
+                        self.background,
+                    )
+                )
             except BaseException:
-                engines.close()
+                self._end_worker()
                 raise
-            self._engines = engines
         return self
 
     def close(self) -> None:
         """Release engines and buffers; closing twice does nothing. Results already returned stay readable."""
-        engines, self._engines, self._stream = self._engines, None, None
-        if engines is not None:
-            engines.close()
+        opening, self._opening = self._opening, None
+        try:
+            if opening is not None:
+                self._on_thread(opening.close)
+        finally:
+            self._end_worker()
 
     def __enter__(self) -> EdgeRunner:
         return self.open()
@@ -125,15 +151,56 @@ class EdgeRunner:
             FrameOrderError: ``seq`` is that of the last frame.
             EngineError: the runtime failed; the next frame will be a keyframe.
         """
-        return self._opened()(frame)
+        stream = self._opened()
+        return self._on_thread(lambda: stream(frame)) if self._threaded else stream(frame)
+
+    def submit(self, frame: Frame | np.ndarray) -> None:
+        """Leave a frame to be answered on the runner's thread and return at once; any thread may do so.
+
+        Of frames that wait only the newest is answered: see ``counts``. The frame must not be written to any more.
+
+        Raises:
+            ClosedError: the runner is not open.
+            RecipeError: the runner has no thread of its own.
+        """
+        self._opened()
+        self._own_worker().submit(frame)
+
+    def latest(self, after: int | None = None, timeout_s: float | None = None) -> Result | None:
+        """The newest answer to a submitted frame; any thread may ask.
+
+        Args:
+            after: wait for an answer to another frame than this ``seq``, such as -1 for any; None takes what is there.
+            timeout_s: how long to wait at most; None waits until there is one.
+
+        Returns:
+            The result, the caller's own; None where there is none.
+
+        Raises:
+            EngineError: the newest frame's step failed; raised once, the next frame will be a keyframe.
+            ClosedError: the runner is not open, or was closed while waiting.
+            RecipeError: the runner has no thread of its own.
+        """
+        self._opened()
+        return self._own_worker().latest(after, timeout_s)
+
+    @property
+    def counts(self) -> WorkerCounts:
+        """What became of submitted frames; any thread may ask.
+
+        Raises:
+            ClosedError: the runner is not open.
+            RecipeError: the runner has no thread of its own.
+        """
+        self._opened()
+        return self._own_worker().counts
 
     def stream(self, source: Iterable[Frame]) -> Iterator[tuple[Frame, Result]]:
         """Answer every frame of ``source``, as one new stream: the runner is reset first.
 
         The source stays the caller's to close. Each result is valid until the next one is asked for.
         """
-        stream = self._opened()
-        stream.reset()
+        self.reset()
         for frame in source:
             yield frame, self(frame)
 
@@ -151,21 +218,49 @@ class EdgeRunner:
         Raises:
             ClosedError: the runner is not open.
         """
-        self._opened().reset()
+        self._on_thread(self._opened().reset)
 
     @property
     def state_bytes(self) -> int:
-        """Bytes allocated for the state; what a delta step rewrites counts twice.
+        """Bytes allocated for the state; what a delta step rewrites counts twice, and with background keyframes all.
 
         Raises:
             ClosedError: the runner is not open.
         """
-        return self._opened().state.size_bytes
+        return self._opened().state_bytes
+
+    @property
+    def keyframe_failures(self) -> int:
+        """Background keyframes that failed; each is logged, and the deltas went on with the older state.
+
+        Raises:
+            ClosedError: the runner is not open.
+        """
+        return self._opened().keyframe_failures
+
+    def _answer(self, frame: Frame | np.ndarray) -> Result:
+        return self._opened()(frame)
 
     def _opened(self) -> Stream:
-        if self._stream is None:
+        if self._opening is None:
             raise ClosedError(
                 "runner: it is not open.",
                 hint="Use it inside `with EdgeRunner(...) as runner:`, or call open().",
             )
-        return self._stream
+        return self._opening.streams[0]
+
+    def _own_worker(self) -> Worker:
+        if self._worker is None:
+            raise RecipeError(
+                "runner: it has no thread of its own to submit frames to.",
+                hint="Make it with EdgeRunner(..., threaded=True).",
+            )
+        return self._worker
+
+    def _on_thread(self, work: Callable[[], T]) -> T:
+        return work() if self._worker is None else self._worker.ask(work)
+
+    def _end_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()

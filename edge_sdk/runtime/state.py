@@ -62,6 +62,12 @@ class StreamState:
         self.age = 0
         self.slot = 0
 
+    def taken_over(self, age: int) -> None:
+        """A keyframe step beside the frames has written the state, ``age`` frames ago."""
+        self.valid = True
+        self.age = age
+        self.slot = 0
+
     def delta_done(self) -> None:
         """A delta step has read, and perhaps rewritten, the state."""
         self.age += 1

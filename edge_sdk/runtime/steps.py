@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,14 @@ class StepEngines:
 
     Attributes:
         pair: what the engines take and give.
+        background: a keyframe engine with its own share of the cores, for keyframes beside the frames; None where
+            ``keyframe`` serves for those too.
     """
 
     pair: PairSpec
     keyframe: Engine
     delta: Engine | None
+    background: Engine | None = None
 
     @classmethod
     def load(
@@ -34,6 +38,7 @@ class StepEngines:
         *,
         engine: str = FLOAT32,
         with_delta: bool,
+        background: EngineOptions | None = None,
     ) -> StepEngines:
         """Load the step graphs of ``bundle``.
 
@@ -43,25 +48,31 @@ class StepEngines:
             options: how they are loaded.
             engine: name of an engine set, or ``"float32"`` for the exported graphs.
             with_delta: whether the delta step is wanted too.
+            background: load the keyframe step once more with these options.
 
         Raises:
             BundleError: a graph has other inputs or outputs than the manifest says, or there is no such step.
             EngineError: the backend refuses a graph.
         """
         pair = bundle.pair(engine)
-        keyframe = _load_step(bundle, pair, "keyframe", backend, options)
-        try:
-            delta = _load_step(bundle, pair, "delta", backend, options) if with_delta else None
-            return cls(pair, keyframe, delta)
-        except BaseException:
-            keyframe.close()
-            raise
+        with ExitStack() as opened:
+
+            def load(step: StepName, how: EngineOptions) -> Engine:
+                engine = _load_step(bundle, pair, step, backend, how)
+                opened.callback(engine.close)
+                return engine
+
+            keyframe = load("keyframe", options)
+            delta = load("delta", options) if with_delta else None
+            beside = load("keyframe", background) if background is not None else None
+            opened.pop_all()  # from here on they are the caller's to close
+        return cls(pair, keyframe, delta, beside)
 
     def close(self) -> None:
         """Close the engines; closing twice does nothing."""
-        if self.delta is not None:
-            self.delta.close()
-        self.keyframe.close()
+        for engine in (self.background, self.delta, self.keyframe):
+            if engine is not None:
+                engine.close()
 
 
 def _load_step(

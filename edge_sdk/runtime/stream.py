@@ -7,8 +7,9 @@ import time
 import numpy as np
 
 from edge_sdk.bundle import FRAME, Bundle, state_output
-from edge_sdk.errors import FrameOrderError, ShapeError
-from edge_sdk.runtime.engine import BoundStep, Buffer
+from edge_sdk.errors import BundleError, EngineError, FrameOrderError, ShapeError
+from edge_sdk.runtime.background import BackgroundKeyframe
+from edge_sdk.runtime.engine import BoundStep, Buffer, Lane
 from edge_sdk.runtime.result import Result, StageTimes, StepKind
 from edge_sdk.runtime.schedule import Schedule
 from edge_sdk.runtime.state import StreamState
@@ -28,16 +29,33 @@ class Stream:
         bundle: says what the tensors mean.
         engines: run the steps; they stay the caller's and other streams may use them too.
         schedule: a fresh one, this stream's own.
+        lane: where keyframes run beside the frames; None runs them in turn with the deltas.
+
+    Raises:
+        BundleError: keyframes are to run beside deltas that rewrite the state.
     """
 
-    def __init__(self, bundle: Bundle, engines: StepEngines, schedule: Schedule) -> None:
+    def __init__(
+        self, bundle: Bundle, engines: StepEngines, schedule: Schedule, lane: Lane | None = None
+    ) -> None:
         pair, allocate = engines.pair, engines.keyframe.allocate
         written = {spec.name for spec in engines.delta.outputs} if engines.delta is not None else set()
         rewritten = [spec.name for spec in pair.state if state_output(spec.name) in written]
-        self.state = StreamState(pair.state, rewritten, lambda spec: allocate(spec, host=False))
+        if lane is not None and rewritten:
+            raise BundleError(
+                f"background keyframes: the delta step rewrites the state '{rewritten[0]}', so a keyframe that comes "
+                "later would undo what the deltas have added to it.",
+                hint="Run this pair without background keyframes.",
+            )
+        # With keyframes beside the frames there are two banks: deltas read one while the keyframe writes the other.
+        self._banks = tuple(
+            StreamState(pair.state, rewritten, lambda spec: allocate(spec, host=False))
+            for _ in range(1 if lane is None else 2)
+        )
         frame = allocate(bundle.manifest.frame)
         specs = {spec.name: spec for spec in pair.steps.keyframe.outputs}
         outputs = {name: allocate(specs[name]) for name in bundle.task.output_names}
+        self._background = None if lane is None else self._bind_background(bundle, engines, lane)
         self._bind(engines, {FRAME: frame, **outputs})
 
         self._task = bundle.task
@@ -45,26 +63,70 @@ class Stream:
         self._frame = frame.host
         self._shape, self._dtype = self._frame.shape, self._frame.dtype
         self._outputs = {name: _read_only(buffer.host) for name, buffer in outputs.items()}
-        for step in (self._keyframe, *self._deltas) * _WARM_UP_RUNS:
+        for step in (*self._keyframes, *(step for bank in self._deltas for step in bank)) * _WARM_UP_RUNS:
             step.run()
         self.reset()
 
     def _bind(self, engines: StepEngines, shared: dict[str, Buffer]) -> None:
-        """Both steps read one frame buffer and write one set of outputs; one delta binding a slot of the state."""
-        self._keyframe = engines.keyframe.bind(shared | self.state.keyframe_buffers())
-        self._deltas: tuple[BoundStep, ...] = ()
-        if (delta := engines.delta) is not None:
-            self._deltas = tuple(
-                delta.bind(shared | self.state.delta_buffers(slot)) for slot in self.state.slots
-            )
+        """Both steps read one frame buffer and write one set of outputs; one delta binding a slot of each bank."""
+        self._keyframes: tuple[BoundStep, ...] = tuple(
+            engines.keyframe.bind(shared | bank.keyframe_buffers()) for bank in self._banks
+        )
+        delta = engines.delta
+        self._deltas: tuple[tuple[BoundStep, ...], ...] = tuple(
+            tuple(delta.bind(shared | bank.delta_buffers(slot)) for slot in bank.slots)
+            if delta is not None
+            else ()
+            for bank in self._banks
+        )
+
+    def _bind_background(self, bundle: Bundle, engines: StepEngines, lane: Lane) -> BackgroundKeyframe:
+        """The keyframe step on its own lane, with a frame and outputs of its own."""
+        engine = engines.background or engines.keyframe
+        frame = engine.allocate(bundle.manifest.frame)
+        answers = {
+            spec.name: engine.allocate(spec)
+            for spec in engines.pair.steps.keyframe.outputs
+            if spec.name in bundle.task.output_names
+        }
+        steps = tuple(
+            engine.bind({FRAME: frame, **answers, **bank.keyframe_buffers()}, lane) for bank in self._banks
+        )
+        for step in steps * _WARM_UP_RUNS:
+            step.run()
+        return BackgroundKeyframe(steps, frame)
+
+    @property
+    def state(self) -> StreamState:
+        """The state that the next delta step reads."""
+        return self._banks[self._bank]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes allocated for the state."""
+        return sum(bank.size_bytes for bank in self._banks)
+
+    @property
+    def keyframe_failures(self) -> int:
+        """Keyframes that failed beside the stream."""
+        return 0 if self._background is None else self._background.failures
 
     def reset(self) -> None:
         """Be as a fresh stream: no state, no frame seen, the schedule at its start."""
-        self.state.reset()
+        if self._background is not None:
+            self._background.forget()
+        for bank in self._banks:
+            bank.reset()
+        self._bank = 0
         self._schedule.reset()
         self._prediction: Prediction | None = None
         self._last_seq = -1
         self._requested = False
+
+    def close(self) -> None:
+        """Wait for what runs beside the frames."""
+        if self._background is not None:
+            self._background.close()
 
     def request_keyframe(self) -> None:
         """Make the next frame a keyframe; any thread may ask."""
@@ -108,19 +170,46 @@ class Stream:
                 f"frame: its seq is {seq}, as the last frame's; every frame is answered once.",
                 hint="Give each frame a seq of its own, or call reset() before a new stream.",
             )
-        needed = self._requested or not self.state.valid or seq != self._last_seq + 1
+        broken = not self.state.valid or seq != self._last_seq + 1
+        background = self._background
+        if background is not None:
+            if broken:
+                background.forget()
+            self._take_over(background)
+        needed = broken or (self._requested and background is None)
+        age = None if needed or self._requested else self.state.age + 1
+        kind = self._schedule.decide(image, age)
+        if needed or background is None:
+            self._requested = False
+            return StepKind.KEYFRAME if needed else kind
+        if (kind is StepKind.KEYFRAME or self._requested) and not background.running:
+            self._start_beside(background, image, seq)
+        return kind if kind is StepKind.SKIP else StepKind.DELTA
+
+    def _take_over(self, background: BackgroundKeyframe) -> None:
+        """Go on with the state of a keyframe that has finished; it is as old as the frame it was taken from."""
+        found = background.collect()
+        if found is not None:
+            self._bank, seq = found
+            self.state.taken_over(self._last_seq - seq)
+
+    def _start_beside(self, background: BackgroundKeyframe, image: np.ndarray, seq: int) -> None:
         self._requested = False
-        kind = self._schedule.decide(image, None if needed else self.state.age + 1)
-        return StepKind.KEYFRAME if needed else kind
+        try:
+            background.start(image, seq, 1 - self._bank)
+        except EngineError:
+            # Deltas need what the lane no longer gives: the next frame asks for a keyframe in turn.
+            self.state.reset()
+            raise
 
     def _run(self, kind: StepKind) -> None:
         state = self.state
         try:
             if kind is StepKind.KEYFRAME:
-                self._keyframe.run()
+                self._keyframes[self._bank].run()
                 state.keyframe_done()
             else:
-                self._deltas[state.slot].run()
+                self._deltas[self._bank][state.slot].run()
                 state.delta_done()
         except BaseException:
             state.reset()  # half written: only a keyframe can follow

@@ -376,9 +376,10 @@ def test_after_a_failed_step_comes_a_keyframe(failing: StepKind, pair: TinyPair,
     images = random_images(6)
     with EdgeRunner(bundle, schedule=ExternalSchedule(), threads=1) as runner:
         stream = runner._opened()
-        stream._keyframe = keyframe = _FailingStep(stream._keyframe)
-        deltas = [_FailingStep(step) for step in stream._deltas]
-        stream._deltas = tuple(deltas)
+        keyframe = _FailingStep(stream._keyframes[0])
+        stream._keyframes = (keyframe,)
+        deltas = [_FailingStep(step) for step in stream._deltas[0]]
+        stream._deltas = (tuple(deltas),)
         results = answers(runner, images[:2])
         for step in [keyframe] if failing is K else deltas:
             step.fails = True
