@@ -161,7 +161,9 @@ class Quantizer:
         for step, model in graphs.items():
             require_clean(lint(model, backend=backend, precision=precision, step=step), where)
         if "delta" in graphs:
-            pair = lint_pair(graphs["keyframe"], graphs["delta"], backend=backend, precision=precision)
+            pair = lint_pair(
+                graphs["keyframe"], graphs["delta"], backend=backend, precision=precision, forms=forms
+            )
             require_clean(pair, where)
         files = {f"graphs/{name}/{step}.onnx": model.SerializeToString() for step, model in graphs.items()}
         specs = {
