@@ -21,8 +21,9 @@ Ranges = dict[str, tuple[float, float]]
 Feeds = Mapping[str, np.ndarray]
 
 
-# Its own default of 128 leaves the search for the range of least entropy loss one candidate: all values.
-_ENTROPY_BINS = 512
+# ONNX Runtime's own 128 bins leave the search for the range of least entropy loss one candidate: all values.
+_BINS = {"percentile": 2048, "entropy": 512}
+_QUANTISED_BINS = 128
 
 
 class _One:
@@ -35,13 +36,16 @@ class _One:
         return self._left.pop() if self._left else None
 
 
-def measure_ranges(graph: Path, passes: Iterable[Feeds], settings: Int8Settings) -> Ranges:
+def measure_ranges(
+    graph: Path, passes: Iterable[Feeds], settings: Int8Settings, limits: Ranges | None = None
+) -> Ranges:
     """Lowest and highest value of every float tensor of ``graph`` over ``passes``; one pass is in memory at a time.
 
     Args:
         graph: a float32 step graph.
         passes: what the graph's inputs received, one mapping by input name a pass.
         settings: how a range is taken from the values.
+        limits: what ``minmax`` gives for these passes; the methods that count values need it.
 
     Raises:
         RecipeError: there are no passes.
@@ -49,22 +53,20 @@ def measure_ranges(graph: Path, passes: Iterable[Feeds], settings: Int8Settings)
     require("onnxruntime", "calibrating")
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
-    methods: dict[str, tuple[Any, dict[str, Any]]] = {
-        "minmax": (CalibrationMethod.MinMax, {}),
-        "percentile": (
-            CalibrationMethod.Percentile, {"percentile": settings.percentile, "symmetric": False},
-        ),
-        "entropy": (CalibrationMethod.Entropy, {"num_bins": _ENTROPY_BINS}),
-    }  # fmt: skip
-    method, extra = methods[settings.method]
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
     # The calibrators print what they do, and standard output is the caller's.
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         calibrator = create_calibrator(
             graph,
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=method,
-            extra_options=extra,
+            calibrate_method=methods[settings.method],
         )
+        if settings.method != "minmax":
+            calibrator.collector = _histograms(settings, limits or {})
         count = 0
         # Pass by pass: given all at once, the histograms' calibrators keep every tensor of every pass, and minmax with
         # its limit on what it keeps forgets what it had before.
@@ -78,6 +80,27 @@ def measure_ranges(graph: Path, passes: Iterable[Feeds], settings: Int8Settings)
             )
         found = calibrator.compute_data()
     return {name: (float(np.min(data.lowest)), float(np.max(data.highest))) for name, data in found.items()}
+
+
+def _histograms(settings: Int8Settings, limits: Ranges) -> Any:
+    """Empty histograms over the whole range of each tensor.
+
+    Left to itself, ONNX Runtime widens a histogram by as many bins as a larger pass needs, and the search for the range
+    of least entropy loss takes the square of them.
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    found = HistogramCollector(
+        method=settings.method,
+        symmetric=False,
+        num_bins=_BINS[settings.method],
+        num_quantized_bins=_QUANTISED_BINS,
+        percentile=settings.percentile,
+        scenario="same",
+    )
+    if limits:
+        found.collect({name: np.array(ends, np.float32) for name, ends in limits.items()})
+    return found
 
 
 def share_state(keyframe: Ranges, delta: Ranges, state: Iterable[str]) -> None:

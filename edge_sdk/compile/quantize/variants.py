@@ -70,11 +70,15 @@ class Quantizer:
         """Range of every float tensor, by step; both ends of a state tensor have one."""
         key = (settings.method, settings.percentile, settings.passes)
         if key not in self._ranges:
+            whole: dict[str, Ranges] = {}
+            if settings.method != "minmax":
+                whole = self.ranges(settings.model_copy(update={"method": "minmax"}))
             found: dict[str, Ranges] = {
                 step: measure_ranges(
                     self.bundle.graph_path(step),
                     (dict(given.inputs) for given in self.chosen(step, settings.passes)),
                     settings,
+                    whole.get(step),
                 )
                 for step, _ in self.bundle.manifest.steps.items()
             }
