@@ -98,7 +98,11 @@ class EdgeRunner:
         """
         if self._opening is None:
             if self._threaded:
-                self._worker = Worker(self._answer, self._on_result)
+                told = self._on_result
+                self._worker = Worker(
+                    lambda _, frame: self._opened()(frame),
+                    on_result=None if told is None else lambda _, result: told(result),
+                )
             try:
                 self._opening = self._on_thread(
                     lambda: Opening(
@@ -193,7 +197,7 @@ class EdgeRunner:
             RecipeError: the runner has no thread of its own.
         """
         self._opened()
-        return self._own_worker().counts
+        return self._own_worker().counts()
 
     def stream(self, source: Iterable[Frame]) -> Iterator[tuple[Frame, Result]]:
         """Answer every frame of ``source``, as one new stream: the runner is reset first.
@@ -237,9 +241,6 @@ class EdgeRunner:
             ClosedError: the runner is not open.
         """
         return self._opened().keyframe_failures
-
-    def _answer(self, frame: Frame | np.ndarray) -> Result:
-        return self._opened()(frame)
 
     def _opened(self) -> Stream:
         if self._opening is None:

@@ -31,7 +31,7 @@ class Gate:
         self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
         self.error: EngineError | None = None
 
-    def __call__(self, frame: Frame | np.ndarray) -> Result:
+    def __call__(self, stream: int, frame: Frame | np.ndarray) -> Result:
         self.entered.release()
         assert self.go.acquire(timeout=20)
         if self.error is not None:
@@ -59,7 +59,7 @@ def test_only_the_newest_waiting_frame_is_answered(bundle: Bundle) -> None:
     last = first if first.seq == 4 else worker.latest(after=first.seq, timeout_s=20)
     assert last is not None
     assert last.seq == 4
-    assert worker.counts == WorkerCounts(submitted=5, answered=2, replaced=3)
+    assert worker.counts() == WorkerCounts(submitted=5, answered=2, replaced=3)
     worker.close()
 
 
@@ -79,9 +79,9 @@ def test_an_error_is_raised_once_and_the_stream_goes_on(
     result = worker.latest(after=-1, timeout_s=20)
     assert result is not None
     assert result.seq == 1
-    assert worker.counts == WorkerCounts(submitted=2, answered=1, failed=1)
+    assert worker.counts() == WorkerCounts(submitted=2, answered=1, failed=1)
     assert [record.message for record in caplog.records].count(
-        "a submitted frame was not answered: the device hiccuped."
+        "stream 0: a submitted frame was not answered: the device hiccuped."
     ) == 1
     worker.close()
 
@@ -109,7 +109,7 @@ def test_a_callback_that_raises_is_counted_and_logged(
         runner.reset()  # runs on the thread, after the last callback
         assert runner.counts == WorkerCounts(submitted=3, answered=3, callback_errors=1)
     assert seen == [0, 1, 2]
-    assert [record.message for record in caplog.records] == ["on_result failed for frame 0"]
+    assert [record.message for record in caplog.records] == ["stream 0: on_result failed for frame 0"]
 
 
 def test_calls_from_many_threads_are_answered_one_after_another(bundle: Bundle) -> None:
