@@ -140,6 +140,7 @@ def results_text(evaluation: Evaluation, proofs: list[tuple[str, str, bool]]) ->
         f"Machine: {conditions.cpu}, {conditions.cores} cores; ONNX Runtime float32; commit {conditions.commit}; "
         f"{conditions.date}.",
         f"Networks trained at: {trained_at(evaluation)}.",
+        "In INT8: [int8/RESULTS.md](int8/RESULTS.md).",
         "",
         "| variant | mIoU | agreement with teacher | temporal consistency | mean ms (IQR) | p99 ms | speed-up (IQR) "
         "| GMAC | state MB |",

@@ -161,10 +161,11 @@ def results_text(
     lines = [
         "# camvid in INT8 on the CPU",
         "",
-        f"Written by `{COMMAND}`; settings in the recipes beside it. The networks are those of [../RESULTS.md]"
-        "(../RESULTS.md), trained for a shorter time, so compare rows of this table with each other only. Trained and",
-        "calibrated on camvid/train alone, measured on camvid/val, "
-        f"{evaluation.source.frames} frames; accuracy over every alignment of the keyframes, times the median of "
+        f"Written by `{COMMAND}`; settings in the recipes beside it. The networks are those of",
+        "[../RESULTS.md](../RESULTS.md), trained for a shorter time, so compare rows of this table with each other only.",
+        "Trained and calibrated on camvid/train alone, measured on camvid/val, "
+        f"{evaluation.source.frames} frames; accuracy over",
+        "every alignment of the keyframes, times the median of "
         f"{evaluation.recipe.repeats} interleaved runs.",
         "",
         f"Machine: {conditions.cpu}, {conditions.cores} cores; ONNX Runtime; commit {conditions.commit}; "
