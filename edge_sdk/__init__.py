@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_sdk.bundle import Bundle
     from edge_sdk.errors import EdgeSdkError
+    from edge_sdk.runtime.background import BackgroundKeyframes
     from edge_sdk.runtime.result import Result, StepKind
     from edge_sdk.runtime.runner import EdgeRunner
     from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
+    from edge_sdk.runtime.several import MultiRunner
     from edge_sdk.video import open_sink, open_source
     from edge_sdk.video.frame import Frame
 
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlwaysSchedule",
+    "BackgroundKeyframes",
     "Bundle",
     "ChangeSchedule",
     "EdgeRunner",
@@ -28,6 +31,7 @@ __all__ = [
     "EverySchedule",
     "ExternalSchedule",
     "Frame",
+    "MultiRunner",
     "Result",
     "StepKind",
     "__version__",
@@ -37,6 +41,7 @@ __all__ = [
 
 _HOME = {
     "AlwaysSchedule": "edge_sdk.runtime.schedule",
+    "BackgroundKeyframes": "edge_sdk.runtime.background",
     "Bundle": "edge_sdk.bundle",
     "ChangeSchedule": "edge_sdk.runtime.schedule",
     "EdgeRunner": "edge_sdk.runtime.runner",
@@ -44,6 +49,7 @@ _HOME = {
     "EverySchedule": "edge_sdk.runtime.schedule",
     "ExternalSchedule": "edge_sdk.runtime.schedule",
     "Frame": "edge_sdk.video.frame",
+    "MultiRunner": "edge_sdk.runtime.several",
     "Result": "edge_sdk.runtime.result",
     "StepKind": "edge_sdk.runtime.result",
     "open_sink": "edge_sdk.video",

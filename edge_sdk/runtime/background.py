@@ -35,6 +35,10 @@ class BackgroundKeyframe:
     Args:
         steps: one binding a bank.
         frame: the frame buffer that they read, nobody else's.
+
+    Attributes:
+        failures: how many have failed.
+        failed: whether the last one has.
     """
 
     def __init__(self, steps: tuple[BoundStep, ...], frame: Buffer) -> None:
@@ -43,6 +47,7 @@ class BackgroundKeyframe:
         self._seq = 0
         self._wanted = False
         self.failures = 0
+        self.failed = False
 
     @property
     def running(self) -> bool:
@@ -50,14 +55,15 @@ class BackgroundKeyframe:
         return self._bank is not None
 
     def start(self, image: np.ndarray, seq: int, bank: int) -> None:
-        """Begin with a copy of ``image``, the frame ``seq``, writing to ``bank``.
-
-        Raises:
-            EngineError: the runtime refuses it.
-        """
+        """Begin with a copy of ``image``, the frame ``seq``, writing to ``bank``."""
         np.copyto(self._frame, image)
-        self._steps[bank].start()
-        self._bank, self._seq, self._wanted = bank, seq, True
+        self._seq = seq
+        try:
+            self._steps[bank].start()
+        except EdgeSdkError as error:
+            self._fail(error)
+        else:
+            self._bank, self._wanted = bank, True
 
     def collect(self) -> tuple[int, int] | None:
         """Bank and frame of a keyframe that has finished since the last call and is still wanted.
@@ -70,14 +76,19 @@ class BackgroundKeyframe:
         try:
             self._steps[bank].wait()
         except EdgeSdkError as error:
-            self.failures += 1
-            _log.error("keyframe of frame %d failed beside the stream: %s", self._seq, error)
+            self._fail(error)
             return None
+        self.failed = False
         return (bank, self._seq) if self._wanted else None
 
     def forget(self) -> None:
         """What is running is of no use any more, as after a gap."""
         self._wanted = False
+
+    def _fail(self, error: EdgeSdkError) -> None:
+        self.failed = True
+        self.failures += 1
+        _log.error("keyframe of frame %d failed beside the stream: %s", self._seq, error)
 
     def close(self) -> None:
         """Wait for what is running."""

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from edge_sdk.bundle import FRAME, Bundle, state_output
-from edge_sdk.errors import BundleError, EngineError, FrameOrderError, ShapeError
+from edge_sdk.errors import BundleError, FrameOrderError, ShapeError
 from edge_sdk.runtime.background import BackgroundKeyframe
 from edge_sdk.runtime.engine import BoundStep, Buffer, Lane
 from edge_sdk.runtime.result import Result, StageTimes, StepKind
@@ -122,6 +122,7 @@ class Stream:
         self._prediction: Prediction | None = None
         self._last_seq = -1
         self._requested = False
+        self._start_due = False
 
     def close(self) -> None:
         """Wait for what runs beside the frames."""
@@ -155,6 +156,11 @@ class Stream:
             prediction = self._prediction = self._task.decode(self._outputs)
             ended_ns = time.perf_counter_ns()
         self._last_seq = seq
+        if self._start_due and self._background is not None:
+            # Only now: this frame's answer does not share the machine with the teacher, and until the next frame
+            # comes there is time that nobody uses.
+            self._start_due = False
+            self._background.start(image, seq, 1 - self._bank)
         times = StageTimes(
             copy_in_ms=(copied_ns - copying_ns) * _MS_PER_NS,
             step_ms=(stepped_ns - copied_ns) * _MS_PER_NS,
@@ -183,7 +189,10 @@ class Stream:
             self._requested = False
             return StepKind.KEYFRAME if needed else kind
         if (kind is StepKind.KEYFRAME or self._requested) and not background.running:
-            self._start_beside(background, image, seq)
+            self._requested = False
+            if background.failed:
+                return StepKind.KEYFRAME  # in turn, so that what is wrong reaches the caller
+            self._start_due = True
         return kind if kind is StepKind.SKIP else StepKind.DELTA
 
     def _take_over(self, background: BackgroundKeyframe) -> None:
@@ -192,15 +201,6 @@ class Stream:
         if found is not None:
             self._bank, seq = found
             self.state.taken_over(self._last_seq - seq)
-
-    def _start_beside(self, background: BackgroundKeyframe, image: np.ndarray, seq: int) -> None:
-        self._requested = False
-        try:
-            background.start(image, seq, 1 - self._bank)
-        except EngineError:
-            # Deltas need what the lane no longer gives: the next frame asks for a keyframe in turn.
-            self.state.reset()
-            raise
 
     def _run(self, kind: StepKind) -> None:
         state = self.state
@@ -213,6 +213,7 @@ class Stream:
                 state.delta_done()
         except BaseException:
             state.reset()  # half written: only a keyframe can follow
+            self._start_due = False
             raise
 
     def _wrong_frame(self, image: object) -> ShapeError:

@@ -155,12 +155,11 @@ def test_a_keyframe_that_fails_is_logged_once_and_the_older_state_serves_on(
                 lane.fails = True
                 lane.finish()
                 lane.fails = False
-            if seq == 9:
-                lane.finish()
             result = runner(image)
             check(images, seq, result)
             ages.append(result.state_age)
-        assert ages == [0, 1, 2, 3, 4, 5, 6, 7, 8, 1]
+        # The next one that is due runs in turn: were the engine broken for good, the caller would know.
+        assert ages == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
         assert runner.keyframe_failures == 1
     assert [record.message for record in caplog.records] == [
         "keyframe of frame 4 failed beside the stream: the teacher's lane broke."
