@@ -21,6 +21,7 @@ from edge_sdk.compile.calibrate import CalibrateRecipe, calibrate
 from edge_sdk.compile.calibration_set import CalibrationSet
 from edge_sdk.compile.quantize.variants import Quantizer
 from edge_sdk.compile.specs import step_spec
+from edge_sdk.runtime.onnxruntime import session_settings
 from edge_sdk.runtime.schedule import EverySchedule
 from edge_sdk.settings import parse_settings
 from edge_sdk.tasks import TaskSpec
@@ -79,6 +80,18 @@ def images(count: int, uri: str = UNSEEN) -> list[np.ndarray]:
         return [frame.image.copy() for frame in source]
 
 
+@cache
+def unlabelled() -> str:
+    """Unseen frames as a folder without labels, so that the float32 pair's answers are what is right."""
+    import cv2
+
+    folder = Path(_root().name) / "unlabelled"
+    folder.mkdir()
+    for index, image in enumerate(images(12)):
+        cv2.imwrite(str(folder / f"{index:06d}.png"), image)
+    return f"{folder}?fps=10"
+
+
 def stream(
     models: Mapping[str, onnx.ModelProto], frames: Sequence[np.ndarray], *, optimised: bool = True
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -89,10 +102,7 @@ def stream(
     """
     import onnxruntime as ort
 
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    if not optimised:
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings = session_settings(ort, optimise=optimised)
     sessions = {
         step: ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
         for step, model in models.items()
@@ -124,12 +134,13 @@ def _student(folder: Path, name: str) -> Bundle:
     )
 
 
-def recurrent(folder: Path, seed: int = 0) -> Bundle:
+def recurrent(folder: Path, seed: int = 0, **changes: np.ndarray) -> Bundle:
     """The pair of ONNX nodes.
 
     memory = relu(mix(stem) [+ recall(memory)]); context = mean of the stem at the keyframe, added to what is decoded.
+    ``changes`` as for :func:`recurrent_graph`.
     """
-    models = {step: recurrent_graph(step, seed) for step in ("keyframe", "delta")}
+    models = {step: recurrent_graph(step, seed, **changes) for step in ("keyframe", "delta")}
     specs = {step: step_spec(model, f"{step}.onnx") for step, model in models.items()}
     manifest = Manifest(
         name="recurrent",

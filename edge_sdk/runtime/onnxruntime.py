@@ -38,6 +38,9 @@ def session_settings(ort: Any, *, optimise: bool = True) -> Any:
     # Threads of a session spin after its run; those of the other step's session would then run against them.
     # On two cores this alone made a keyframe and delta pair two to three times slower.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    # It quantises float convolutions between a DequantizeLinear and a QuantizeLinear, to one scale for all channels:
+    # the very layers that were kept in float because INT8 harms them.
+    settings.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
     return settings
 
 

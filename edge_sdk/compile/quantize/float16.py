@@ -11,10 +11,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edge_sdk.build.recipe import Float16Settings
-from edge_sdk.compile.quantize.nodes import matches, name_nodes, sort_nodes
+from edge_sdk.compile.quantize.nodes import drop_unused, matches, name_nodes, replace_input, sort_nodes
 from edge_sdk.compile.quantize.ranges import Ranges, largest_magnitude
 from edge_sdk.compile.quantize.state import keep_channels_last, permutation_for
-from edge_sdk.manifest import StateForm
+from edge_sdk.errors import EngineError
+from edge_sdk.manifest import StateForm, state_input, state_output
 from edge_sdk.optional import require
 
 _MOST = float(np.finfo(np.float16).max)
@@ -48,7 +49,18 @@ def halve_pair(
         ranges: of every tensor, by step, from calibration passes.
         state: shapes of the state tensors, by name.
         settings: what stays in float32, and how state lies.
+
+    Raises:
+        EngineError: a state tensor takes values that float16 cannot hold.
     """
+    for name in state:
+        reached = max((max(map(abs, found[key])) for found in ranges.values()
+                       for key in (state_input(name), state_output(name)) if key in found), default=0.0)  # fmt: skip
+        if reached > _MOST:
+            raise EngineError(
+                f"float16: the state '{name}' reaches {reached:.3g}, float16 ends at {_MOST:g}.",
+                hint="Leave float16 out of 'precisions'; int8 has a scale for it.",
+            )
     done: dict[str, onnx.ModelProto] = {}
     kept: dict[str, dict[str, str]] = {}
     for step, graph in graphs.items():
@@ -74,10 +86,31 @@ def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
         done: onnx.ModelProto = convert_float_to_float16(
             model, keep_io_types=False, op_block_list=[], node_block_list=kept
         )
+    _join_kept(done)
     sort_nodes(done)
+    drop_unused(done)
     del done.graph.value_info[:]
     onnx.checker.check_model(done, full_check=True)
     return done
+
+
+def _join_kept(model: onnx.ModelProto) -> None:
+    """Let kept nodes read each other in float32, in place.
+
+    The converter casts what each of them writes to float16 and back for the next, where it would overflow; and it
+    writes one such cast for every reader under one name.
+    """
+    graph = model.graph
+    once = list({node.output[0]: node for node in reversed(graph.node)}.values())[::-1]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in once]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    halving = {
+        node.output[0]: node.input[0] for node in graph.node if node.name.endswith("_cast_to_fp16_node")
+    }
+    for node in graph.node:
+        if node.name.endswith("_cast_to_fp32_node") and node.input[0] in halving:
+            replace_input(graph.node, node.output[0], halving[node.input[0]])
 
 
 def overflowing(model: onnx.ModelProto, ranges: Ranges, settings: Float16Settings) -> dict[str, str]:

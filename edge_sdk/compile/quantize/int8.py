@@ -203,7 +203,8 @@ def _zone(model: onnx.ModelProto, chosen: list[onnx.NodeProto], ranges: Ranges, 
     for node in model.graph.node:
         measured = all(name in ranges or name in wiring.constants for name in (*node.input, *node.output))
         between = node.name in after and node.name in before
-        if node.op_type in wanted and measured and between and _two_activations(node, wiring):
+        fitting = _two_activations(node, wiring) and _ends_at_zero(node, ranges)
+        if node.op_type in wanted and measured and between and fitting:
             names.append(node.name)
     return names
 
@@ -211,6 +212,12 @@ def _zone(model: onnx.ModelProto, chosen: list[onnx.NodeProto], ranges: Ranges, 
 def _two_activations(node: onnx.NodeProto, wiring: Wiring) -> bool:
     """Not an addition of a constant, which is a bias or a shift and loses accuracy in bytes for no time."""
     return node.op_type != "Add" or not any(name in wiring.constants for name in node.input)
+
+
+def _ends_at_zero(node: onnx.NodeProto, ranges: Ranges) -> bool:
+    """Not a ReLU whose output shares its range with a state tensor that goes below zero: the quantiser drops a ReLU, as
+    the zero point 0 of what follows does its work, and there it would not be 0."""
+    return node.op_type != "Relu" or ranges[node.output[0]][0] >= 0
 
 
 @contextmanager

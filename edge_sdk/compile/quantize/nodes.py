@@ -54,10 +54,14 @@ class Wiring:
 
 def name_nodes(model: onnx.ModelProto) -> None:
     """Give every node a name of its own."""
+    taken = {node.name for node in model.graph.node}
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{index}"
+            while node.name in taken:
+                node.name += "_"
+            taken.add(node.name)
         seen.add(node.name)
 
 

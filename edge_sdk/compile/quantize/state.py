@@ -113,8 +113,7 @@ def _dequantize(
     wiring = Wiring(model.graph)
     readers = wiring.readers.get(value.name, [])
     tensor = next((node.output[0] for node in readers if _is_layout(node, value.name)), value.name)
-    scale = np.array(max(max(map(abs, limits)) / 127, np.finfo(np.float32).tiny), np.float32)
-    zero = np.array(128 if dtype == "uint8" else 0, dtype)
+    scale, zero = _form(limits, dtype)
     inner = f"{value.name}.dequantised"
     replace_input(wiring.readers.get(tensor, []), tensor, inner)
     constants = [
@@ -124,6 +123,18 @@ def _dequantize(
     model.graph.node.append(helper.make_node("DequantizeLinear", [tensor, *constants], [inner], name=inner))
     set_type(value, helper.np_dtype_to_tensor_dtype(zero.dtype), shape_of(value))
     return scale, zero
+
+
+def _form(limits: tuple[float, float], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point as the quantiser would have chosen them."""
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    if dtype == "int8":
+        scale, zero = max(-low, high) / 127, 0
+    elif low == 0:
+        scale, zero = high / 255, 0
+    else:
+        scale, zero = max(-low / 128, high / 127), 128
+    return np.array(max(scale, np.finfo(np.float32).tiny), np.float32), np.array(zero, dtype)
 
 
 def quantize_outputs(model: onnx.ModelProto, forms: Forms) -> None:
@@ -137,7 +148,7 @@ def quantize_outputs(model: onnx.ModelProto, forms: Forms) -> None:
         last = wiring.makers[value.name]
         transposed = _is_layout(last, value.name)
         made = last.input[0] if transposed else value.name
-        source = _before_quantisation(wiring, made)
+        source = _before_quantisation(wiring, made, scale, zero)
         inner = f"{value.name}.quantised"
         for key, constant in (("scale", scale), ("zero_point", zero)):
             graph.initializer.append(numpy_helper.from_array(np.asarray(constant), f"{inner}.{key}"))
@@ -196,15 +207,20 @@ def _quantized_reader(wiring: Wiring, name: str) -> tuple[str, onnx.NodeProto] |
     return (name, found[0]) if found else None
 
 
-def _before_quantisation(wiring: Wiring, tensor: str) -> str:
-    """The float tensor that a Q/DQ pair before ``tensor`` started from; ``tensor`` itself where there is none."""
+def _before_quantisation(wiring: Wiring, tensor: str, scale: np.ndarray, zero: np.ndarray) -> str:
+    """The float tensor that a Q/DQ pair of this form before ``tensor`` started from; ``tensor`` where there is none.
+
+    A pair of another form stays: its zero point may do the work of a ReLU.
+    """
     dequantize = wiring.makers.get(tensor)
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return tensor
     quantize = wiring.makers.get(dequantize.input[0])
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return tensor
-    return quantize.input[0]
+    form = [numpy_helper.to_array(wiring.constants[name]) for name in quantize.input[1:3]]
+    same = form[0] == scale and form[1] == zero and form[1].dtype == zero.dtype
+    return quantize.input[0] if same else tensor
 
 
 def _tidy(model: onnx.ModelProto) -> None:
