@@ -32,6 +32,9 @@ BASE = [
 OPENCV = "opencv-python-headless>=4.8,<6"
 REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4"]
 
+# Signing bundles, and checking signatures on a device. 3.4.8 is what Ubuntu 22.04, and so JetPack 6, has.
+SIGNING = ["cryptography>=3.4.8,<52"]
+
 # Sets up TensorRT's builder the same way on every version; pure Python, and needs no TensorRT to be installed.
 POLYGRAPHY = "polygraphy>=0.53.6,<0.54"
 
@@ -69,6 +72,7 @@ DEV = [
     "types-PyYAML>=6,<7",
     "torchmetrics>=1.9,<2",  # the tests hold our device-side scores against it
     "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
+    *SIGNING,
     *TENSORRT_TESTS,
     *WORKSTATION,
 ]
@@ -84,7 +88,13 @@ setup(
     packages=find_packages(include=["edge_sdk", "edge_sdk.*"]),
     package_data={"": ["py.typed", "*.html", "*.j2", "*.css", "*.yaml"]},
     install_requires=BASE,
-    extras_require={"desktop": DESKTOP, "jetson": JETSON, "workstation": WORKSTATION, "dev": DEV},
+    extras_require={
+        "desktop": DESKTOP,
+        "jetson": JETSON,
+        "workstation": WORKSTATION,
+        "signing": SIGNING,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["edge-sdk = edge_sdk.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -5,6 +5,7 @@
     NAME/delta.onnx        frame, state.X for every X -> task outputs, state.X.next for those that it rewrites
     NAME/graphs/SET/...    the same two in another precision, for one backend; SET is such as tensorrt-int8
     NAME/engines/SET/...   engines built from them for one machine, each with a JSON that says what for
+    NAME/signature.json    who signed it, see :mod:`edge_sdk.signing`; where somebody did
     NAME/...               whatever else ``files`` lists
 
 A per-frame network has a keyframe step alone and no state.
@@ -12,6 +13,7 @@ A per-frame network has a keyframe step alone and no state.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -44,6 +46,7 @@ from edge_sdk.manifest import (
     state_output,
 )
 from edge_sdk.settings import parse_settings
+from edge_sdk.signing import Signature, Trust, check_nothing_unlisted, sign_manifest
 from edge_sdk.tasks import Task, task_from_spec
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "extend_bundle",
     "require_place",
     "set_name",
+    "sign_bundle",
     "state_input",
     "state_output",
     "write_bundle",
@@ -77,22 +81,34 @@ class Bundle:
     """An opened bundle: its manifest is consistent and its files are those that were exported.
 
     Made by :meth:`open` or :func:`write_bundle`.
+
+    Args:
+        path: its folder.
+        manifest: what it holds.
+        manifest_sha256: of the manifest's bytes, hex; what a signature signs.
+        signature: the signature, where a policy asked to have it checked and it is good.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, manifest_sha256: str, signature: Signature | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self.manifest_sha256 = manifest_sha256
+        self.signature = signature
         self.task: Task = task_from_spec(manifest.task)
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = True) -> Bundle:
+    def open(cls, path: str | Path, verify: bool = True, *, trust: Trust | None = None) -> Bundle:
         """Open the bundle in folder ``path``.
 
         Args:
             path: the bundle.
             verify: also read every file and compare its SHA-256; without it only presence and size count.
+            trust: accept only bundles that this policy accepts; every file is then read, whatever ``verify`` says.
 
         Raises:
+            SignatureError: ``trust`` does not accept it.
             MissingFileError: the folder, the manifest or a listed file is not there.
             FileFormatError: the manifest is not JSON, or a file has another size than recorded.
             ChecksumError: a file's content is not what was exported.
@@ -100,12 +116,16 @@ class Bundle:
                 itself, or names a file outside the folder.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
+        data = _read_manifest(folder)
+        signature = None if trust is None else trust.check(folder, data)
+        manifest = _parse_manifest(folder, data)
         check_manifest(manifest)
         check_listed(manifest, manifest.files)
+        if signature is not None:
+            check_nothing_unlisted(folder, manifest.files)
         for name, record in manifest.files.items():
-            _check_file(folder, name, record, verify)
-        return cls(folder, manifest)
+            _check_file(folder, name, record, verify or trust is not None)
+        return cls(folder, manifest, hashlib.sha256(data).hexdigest(), signature)
 
     def step(self, name: StepName) -> StepSpec:
         """Spec of a step.
@@ -248,6 +268,23 @@ def extend_bundle(
     return write_bundle(bundle.path if out is None else out, manifest, {**kept, **files})
 
 
+def sign_bundle(bundle: Bundle, key: str | Path, release: int) -> Signature:
+    """Sign a bundle, as its manifest is now; an older signature is replaced.
+
+    Args:
+        bundle: opened with every file verified.
+        key: file of the private key, PEM.
+        release: number of this release, greater than that of the one before.
+
+    Raises:
+        SignatureError: the bundle holds files that its manifest does not list.
+        MissingFileError, FileFormatError, RecipeError, OutputError, DependencyError: see
+            :func:`edge_sdk.signing.sign_manifest`.
+    """
+    check_nothing_unlisted(bundle.path, bundle.manifest.files)
+    return sign_manifest(bundle.path, bundle.manifest.name, bundle.manifest_sha256, key, release)
+
+
 def require_place(path: str | Path) -> None:
     """Refuse a place that :func:`write_bundle` would not write to.
 
@@ -273,7 +310,7 @@ def _place(target: Path, content: Path | bytes) -> FileRecord:
     return FileRecord(sha256=sha256_of(target), size_bytes=target.stat().st_size)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path) -> bytes:
     if not folder.exists():
         raise MissingFileError(f"bundle: expected a folder at {folder}, found nothing.")
     if not folder.is_dir():
@@ -281,8 +318,13 @@ def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     if not file.is_file():
         raise MissingFileError(f"bundle {folder}: it holds no {MANIFEST}.", hint="Name the exported folder.")
+    return file.read_bytes()
+
+
+def _parse_manifest(folder: Path, content: bytes) -> Manifest:
+    file = folder / MANIFEST
     try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        data: Any = json.loads(content.decode("utf-8"))
     except ValueError as error:  # covers bad JSON and bad UTF-8
         raise FileFormatError(f"{file}: not readable as JSON: {error}.", hint=_COPY_AGAIN) from error
     found = data.get("format") if isinstance(data, dict) else None

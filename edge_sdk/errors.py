@@ -52,6 +52,14 @@ class BundleError(EdgeSdkError, ValueError):
     """A bundle is incomplete, of an unknown format, or does not hold what was asked of it."""
 
 
+class SignatureError(BundleError):
+    """A bundle is not signed, signed by another key, altered since, or older than what is accepted."""
+
+
+class UpdateError(EdgeSdkError, RuntimeError):
+    """A bundle cannot be installed, confirmed or gone back from; what ran before still does."""
+
+
 class CheckpointError(EdgeSdkError, ValueError):
     """A checkpoint does not fit the module it was given for."""
 
@@ -90,6 +98,13 @@ class EngineError(EdgeSdkError, RuntimeError):
 
 class EngineMismatchError(EngineError):
     """An engine is whole, but was built from another graph or for another machine, runtime or version."""
+
+
+class DeviceLostError(EngineError):
+    """The GPU has failed in a way that only a new process repairs; every later call would fail too."""
+
+    # EX_TEMPFAIL of sysexits.h: whoever watches the process should start it again.
+    exit_code = 75
 
 
 class ClosedError(EdgeSdkError, RuntimeError):

@@ -67,10 +67,14 @@ def require_writable(folder: str | Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on error it is removed.
 
     The temporary name keeps the suffix, because writers such as ``cv2.VideoWriter`` choose their format by it.
+
+    Args:
+        path: the file.
+        private: readable by this user alone.
 
     Raises:
         OutputError: nothing can be written there.
@@ -88,9 +92,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; a result is as readable as any other file of this user.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        if not private:
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

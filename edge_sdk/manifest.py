@@ -20,6 +20,8 @@ from edge_sdk.tasks import TaskSpec, task_from_spec
 from edge_sdk.tensors import TensorSpec
 
 MANIFEST = "manifest.json"
+# Beside the manifest, which it signs, and so not listed in it.
+SIGNATURE = "signature.json"
 FRAME = "frame"
 FLOAT32 = "float32"
 StepName = Literal["keyframe", "delta"]
@@ -195,7 +197,7 @@ def check_listed(manifest: Manifest, names: Iterable[str]) -> None:
     for name in listed + wanted:
         path = PurePosixPath(name)
         plain = path.as_posix() == name and not path.is_absolute() and not {"\\", ":"} & set(name)
-        if not plain or ".." in path.parts or name in (MANIFEST, "."):
+        if not plain or ".." in path.parts or name in (MANIFEST, SIGNATURE, "."):
             raise _contradiction(f"'{name}' is not the plain path of a file inside the bundle")
     for name in wanted:
         if name not in listed:

@@ -9,10 +9,14 @@ from edge_sdk.errors import DependencyError
 
 # Which extra brings a package; OpenCV is advised by hand because on a Jetson it must be JetPack's own.
 _ADVICE = {
+    "cryptography": "Install it with: pip install 'edge_sdk[signing]'.",
     "cv2": "Install OpenCV: on a Jetson use JetPack's own (apt install python3-opencv), "
     "elsewhere pip install 'edge_sdk[desktop]'.",
     "onnxruntime": "Install it with: pip install 'edge_sdk[desktop]'.",
     "polygraphy": "Install it with: pip install polygraphy.",
+    "cuda": "Install it with: pip install cuda-python.",
+    "pycuda": "It is compiled where it is installed, with this machine's CUDA: put nvcc on the PATH "
+    "(export PATH=/usr/local/cuda/bin:$PATH) and pip install 'edge_sdk[jetson]' or 'edge_sdk[desktop-gpu]'.",
     "tensorrt": "On a Jetson it is JetPack's own (apt install nvidia-jetpack; in a virtual environment use "
     "--system-site-packages), elsewhere pip install tensorrt.",
     "tensorrt_rtx": "Install it with: pip install tensorrt_rtx.",

@@ -71,7 +71,7 @@ def test_the_metadata_is_read_from_setup_py(metadata):
     assert metadata["Name"] in ("edge_sdk", "edge-sdk")
     assert metadata["Version"] == edge_sdk.__version__
     assert set(metadata["Requires-Python"].replace(" ", "").split(",")) == {">=3.10", "<3.13"}
-    assert set(metadata.get_all("Provides-Extra")) == {"desktop", "jetson", "workstation", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"desktop", "jetson", "workstation", "signing", "dev"}
 
 
 def test_a_device_installs_no_workstation_packages_and_a_jetson_no_opencv(needed):
