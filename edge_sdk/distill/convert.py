@@ -17,9 +17,10 @@ from edge_sdk.distill.candidates import (
     layer_rank,
     low_rank_candidate,
 )
-from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock, Tape
+from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock
 from edge_sdk.distill.recipes import DeltaSettings
 from edge_sdk.distill.survey import ConvUse, check_blocks, survey
+from edge_sdk.distill.tape import Tape
 from edge_sdk.distill.verify import answer, check_conversion, probe_like
 from edge_sdk.errors import ConversionError
 

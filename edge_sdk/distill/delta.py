@@ -3,15 +3,13 @@
 Published: at the keyframe z_0 = W * x_0; afterwards z_t = z_0 + g(x_t - x_0), keeping x_0 and z_0 of every layer.
 Telescoped: g is linear and its bias cancels, so z_t = g(x_t) + r with r = z_0 - g(x_0), one tensor a layer, no
 subtraction a frame. Both forms are here: training uses the published one (one student pass sees the difference once),
-deployment the telescoped one, and a test holds them equal.
+deployment the telescoped one, and a test holds them equal. Rounding is not linear: where there is one (see
+:mod:`edge_sdk.distill.quantization`), training too computes what the telescoped form does.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.steps import State, StepPair
+from edge_sdk.distill.tape import Form, Pass, Rounding, Tape
 from edge_sdk.errors import ConversionError
-
-Form = Literal["published", "telescoped"]
-
-
-class Pass(Enum):
-    """What a forward pass through the converted network is for."""
-
-    PLAIN = "plain"  # the teacher, nothing kept
-    KEYFRAME = "keyframe"  # the teacher, writing the state
-    REFERENCE = "reference"  # the teacher on a later frame, noting each layer's true change
-    DELTA = "delta"  # the student, reading the state
-
-
-@dataclass
-class Tape:
-    """The state of one pass, shared by all converted layers of one network.
-
-    A layer called several times in a pass has one entry a call, told apart by the order of calls.
-    """
-
-    form: Form = "telescoped"
-    mode: Pass = Pass.PLAIN
-    state: State = field(default_factory=dict)
-    changes: State = field(default_factory=dict)
-    _calls: Counter[str] = field(default_factory=Counter)
-
-    def start(self, mode: Pass, form: Form, state: State) -> None:
-        """Begin a pass that reads or fills ``state``."""
-        self.mode, self.form, self.state, self.changes = mode, form, state, {}
-        self._calls = Counter()
-
-    def key(self, label: str) -> str:
-        """Entry of this call of layer ``label``."""
-        self._calls[label] += 1
-        count = self._calls[label]
-        return label if count == 1 else f"{label}.call{count}"
 
 
 class Joined:
@@ -73,13 +36,18 @@ class Joined:
         """The teacher's output for ``x``."""
         raise TypeError(f"{type(self).__name__} defines no teacher")
 
-    def student_of(self, x: Tensor) -> Tensor:
-        """The chosen student's output for ``x``, in evaluation."""
+    @property
+    def student(self) -> nn.Module:
+        """The student, the chosen one where there are two."""
         raise TypeError(f"{type(self).__name__} defines no student")
+
+    def mixed(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """``of`` the student; in training of both candidates under one draw of the gate."""
+        return of(self.student)
 
     def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
         """The student's answer to the change from ``x_key`` to ``x``."""
-        return self.student_of(x) - self.student_of(self.spare(x_key))
+        return self.student(x) - self.student(self.spare(x_key))
 
     def spare(self, x: Tensor) -> Tensor:
         """``x`` for a run whose input is needed again: a copy, because layers may work in place."""
@@ -101,14 +69,18 @@ class Joined:
 
     def _telescoped(self, tape: Tape, key: str, x: Tensor) -> Tensor:
         if tape.mode is Pass.DELTA:
-            return self.student_of(x) + tape.state[key]
-        student = self.student_of(self.spare(x))
-        z = self.teacher_of(x)
-        tape.state[key] = z - student
+            return tape.answer(self.student, x, at_keyframe=False) + tape.state[key]
+        student = tape.answer(self.student, self.spare(x), at_keyframe=True)
+        z = tape.taught(key, self, x)
+        tape.state[key] = tape.kept(key, self.student, z - student)
         return z
 
     def _published(self, tape: Tape, key: str, x: Tensor) -> Tensor:
         x_key, z_key = f"{key}.x", f"{key}.z"
+        if tape.mode is Pass.DELTA and tape.rounding is not None:
+            z = self.mixed(lambda student: self._rejoined(tape, key, student, x))
+            tape.changes[key] = z - tape.state[z_key]
+            return z
         if tape.mode is Pass.DELTA:
             change = self.change_of(x, tape.state[x_key])
             tape.changes[key] = change
@@ -119,9 +91,15 @@ class Joined:
             return z
         # Copies: the teacher's block and what follows may work in place, as activations often do.
         tape.state[x_key] = x.clone()
-        z = self.teacher_of(x)
+        z = tape.taught(key, self, x)
         tape.state[z_key] = z.clone()
         return z
+
+    def _rejoined(self, tape: Tape, key: str, student: nn.Module, x: Tensor) -> Tensor:
+        """The telescoped form's arithmetic over the published form's state, so that both answers have gradients."""
+        at_key = tape.answer(student, self.spare(tape.state[f"{key}.x"]), at_keyframe=True)
+        residual = tape.kept(key, student, tape.state[f"{key}.z"] - at_key)
+        return tape.answer(student, x, at_keyframe=False) + residual
 
 
 class DeltaConv2d(nn.Conv2d, Joined):
@@ -186,10 +164,6 @@ class DeltaConv2d(nn.Conv2d, Joined):
         """The teacher layer."""
         return nn.Conv2d.forward(self, x)
 
-    def student_of(self, x: Tensor) -> Tensor:
-        """The chosen candidate of ``x``."""
-        return self.student(x)
-
     def spare(self, x: Tensor) -> Tensor:
         """``x`` itself: a convolution leaves its input as it is."""
         return x
@@ -197,10 +171,18 @@ class DeltaConv2d(nn.Conv2d, Joined):
     def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
         """One pass over the difference, as published; in training both candidates under the gate."""
         dx = x - x_key
+        return self.mixed(lambda student: student(dx))
+
+    def mixed(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """``of`` the chosen candidate; in training of both under one draw of the gate."""
         if self.g_gate is None or self.g_full is None or self.g_low is None or not self.training:
-            return self.student(dx)
+            return of(self.student)
         gate = self.g_gate()
-        return gate * self.g_full(dx) + (1 - gate) * self.g_low(dx)
+        return gate * of(self.g_full) + (1 - gate) * of(self.g_low)
+
+    def _rejoined(self, tape: Tape, key: str, student: nn.Module, x: Tensor) -> Tensor:
+        # A copy: what follows may work in place on x, whose values the student's gradient needs.
+        return super()._rejoined(tape, key, student, x.clone())
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the current pass; the argument is named as in ``nn.Conv2d``."""
@@ -232,9 +214,10 @@ class DeltaBlock(nn.Module, Joined):
         """The teacher's block."""
         return self.block(x)
 
-    def student_of(self, x: Tensor) -> Tensor:
+    @property
+    def student(self) -> nn.Module:
         """The student's block."""
-        return self.g_block(x)
+        return self.g_block
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output in the current pass."""
@@ -267,9 +250,11 @@ class KeptBlock(nn.Module, Joined):
         if tape.mode in (Pass.PLAIN, Pass.REFERENCE):
             return self.block(x)
         key = tape.key(self.label)
+        # Copies: what follows may work in place.
         if tape.mode is Pass.KEYFRAME:
-            tape.state[key] = self.block(x)
-        # A copy: what follows may work in place.
+            out = self.block(x)
+            tape.state[key] = tape.kept(key, None, out.clone())
+            return out
         return tape.state[key].clone()
 
 
@@ -300,6 +285,10 @@ class DeltaNet(StepPair):
     def joins(self) -> int:
         """How many times a pass joins a student: one state entry each in telescoped form."""
         return sum(m.calls for m in self.network.modules() if isinstance(m, Joined) and m.students())
+
+    def round_by(self, rounding: Rounding | None) -> None:
+        """Let students and state pass through ``rounding`` from now on; ``None`` ends it."""
+        self._tape[0].rounding = rounding
 
     def student_parameters(self) -> list[nn.Parameter]:
         """The candidates' and the gates' parameters; all others are the teacher's."""

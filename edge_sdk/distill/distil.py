@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
-from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Pass
+from edge_sdk.distill.delta import DeltaConv2d, DeltaNet
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import Batch, Objective, Progress, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
@@ -24,8 +24,10 @@ from edge_sdk.distill.modules import (
     save_checkpoint,
 )
 from edge_sdk.distill.pairs import PairSampler
+from edge_sdk.distill.quantization import SimulatedInt8
 from edge_sdk.distill.recipes import DeltaLoss, DistillRecipe, Optimiser
 from edge_sdk.distill.steps import State
+from edge_sdk.distill.tape import Pass
 from edge_sdk.distill.train import check_logits, mask_of
 from edge_sdk.errors import CheckpointError
 from edge_sdk.revision import commit_of_sources
@@ -51,7 +53,7 @@ class PairObjective(Objective):
     """Task, feature and cost loss of one batch of pairs (arXiv 2203.09594, section 3).
 
     Three passes: the teacher on the earlier frame (writing the state), the teacher on the later frame (each layer's
-    true change, and its output), the student on the later frame.
+    true change, and its output), the student on the later frame; with ``quantization`` under its rounding.
     """
 
     scale: Tensor
@@ -60,8 +62,10 @@ class PairObjective(Objective):
     def __init__(
         self, net: DeltaNet, to_input: FrameToInput, loss: DeltaLoss, task_loss: SegmentationLoss,
         layers: tuple[LayerReport, ...], *, feature_steps: int, teacher_lr: float,
+        quantization: SimulatedInt8 | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.quantization = quantization
         self.net, self.to_input, self.settings, self.task_loss = net, to_input, loss, task_loss
         self.feature_steps, self.teacher_lr = feature_steps, teacher_lr
         share = {row.name: float(row.macs) if loss.cost_by == "macs" else 1.0 for row in layers}
@@ -98,6 +102,12 @@ class PairObjective(Objective):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and its parts."""
+        if self.quantization is None:
+            return self._loss(batch)
+        with self.quantization.training_step(int(self.seen)):
+            return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         first, later = (
             self.to_input(batch[name]).contiguous(memory_format=torch.channels_last)
             for name in ("first", "frame")
@@ -183,7 +193,8 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     teacher = load_module(recipe.teacher)
     check_logits(teacher, crop_hw, len(task.classes), recipe.teacher.factory)
     torch.manual_seed(recipe.loop.seed)
-    conversion = to_delta(teacher, torch.zeros(1, 3, *crop_hw), recipe.delta)
+    example = torch.zeros(1, 3, *crop_hw)
+    conversion = to_delta(teacher, example, recipe.delta)
     net = conversion.net
     if recipe.start is not None:
         fill_module(net.network, read_weights(recipe.start), recipe.start)
@@ -192,19 +203,19 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     task_loss = SegmentationLoss(
         recipe.loss.task, task.ignore_label, sampler.frames.class_share(len(task.classes))
     )
+    quantization = _simulated(net, recipe, example)
     objective = PairObjective(
         net, to_input, recipe.loss, task_loss, conversion.layers, teacher_lr=recipe.teacher_lr,
-        feature_steps=round(recipe.loss.feature_until * recipe.loop.steps),
+        feature_steps=round(recipe.loss.feature_until * recipe.loop.steps), quantization=quantization,
     )  # fmt: skip
-
-    def table(held_out: FrameSet) -> dict[str, float]:
-        return {f"miou_k{k}": stream_miou(net, to_input, held_out, task, k) for k in (1, *recipe.intervals)}
-
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
         identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
-        validate=(lambda: table(held_out)) if held_out else None, progress=progress, resume=resume,
+        validate=(lambda: _table(objective, recipe, held_out)) if held_out else None, progress=progress,
+        resume=resume,
     )  # fmt: skip
+    if quantization is not None:
+        quantization.remove()
     path = recipe.out / "student.pt"
     meta = {
         "kind": "delta", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
@@ -214,6 +225,26 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
         weights = {name: value.contiguous() for name, value in net.network.state_dict().items()}
         save_checkpoint(path, {"state_dict": weights, "meta": meta})
     return DistillReport(str(path), figures, _with_choices(conversion))
+
+
+def _simulated(net: DeltaNet, recipe: DistillRecipe, example: Tensor) -> SimulatedInt8 | None:
+    if recipe.quantization is None:
+        return None
+    return SimulatedInt8(net, recipe.quantization, steps=recipe.loop.steps, example=example)
+
+
+def _table(objective: PairObjective, recipe: DistillRecipe, held_out: FrameSet) -> dict[str, float]:
+    """mIoU by keyframe interval, of the float pair and, once the training rounds, of the rounded one too."""
+
+    def score(interval: int) -> float:
+        return stream_miou(objective.net, objective.to_input, held_out, recipe.task, interval)
+
+    intervals, rounded = (1, *recipe.intervals), objective.quantization
+    figures = {f"miou_k{k}": score(k) for k in intervals}
+    if rounded is not None and int(objective.seen) > rounded.start_step:
+        with rounded.rounding():
+            figures |= {f"miou_k{k}_int8": score(k) for k in intervals}
+    return figures
 
 
 def _with_choices(conversion: Conversion) -> tuple[LayerReport, ...]:

@@ -209,9 +209,10 @@ def _restore(
     if not path.is_file():
         return 0, {}
     content = read_checkpoint(path)
-    if content.get("identity") != identity:
-        was = content.get("identity") or {}
-        keys = sorted(k for k in {*identity, *was} if identity.get(k) != was.get(k))
+    was = content.get("identity") or {}
+    # A setting that an older version did not know is one that is left at None.
+    keys = sorted(k for k in {*identity, *was} if identity.get(k) != was.get(k))
+    if keys:
         raise CheckpointError(
             f"checkpoint {path}: belongs to a training with other settings ({', '.join(keys)}).",
             hint="Start over with --no-resume, or give another 'out' folder.",

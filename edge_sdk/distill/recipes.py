@@ -256,6 +256,32 @@ class DeltaLoss(Settings):
     cost_by: Literal["macs", "uniform"] = "macs"
 
 
+class QuantizationSettings(Settings):
+    """Quantisation-aware fine-tuning: the pair is trained under INT8 rounding (:mod:`edge_sdk.distill.quantization`).
+
+    Args:
+        start: share of the steps after which rounding begins; before, ranges are only observed.
+        freeze: share of the steps after which ranges stay as they are.
+        momentum: weight of the newest batch in a tensor's moving range.
+        keep: patterns (``*`` matches anything) over layer names; such convolutions stay exact. The same as under
+            ``int8.keep`` of the build recipe.
+        keep_last: leave the last convolution exact, as ``int8.keep_last`` does.
+    """
+
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    freeze: Share = 0.9
+    momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    keep: tuple[str, ...] = ()
+    keep_last: bool = True
+
+    @model_validator(mode="after")
+    def _observed_first(self) -> QuantizationSettings:
+        if self.freeze <= self.start:
+            found = f"{self.start} and {self.freeze}"
+            raise ValueError(f"expected 'start' < 'freeze', the steps that find the ranges, got {found}")
+        return self
+
+
 class DistillRecipe(Settings):
     """``edge-sdk distill``: a delta student from a trained teacher.
 
@@ -269,6 +295,8 @@ class DistillRecipe(Settings):
             camera; ``None`` starts from the teacher's kernels.
         teacher_lr: learning rate of the teacher's own weights as a share of the student's (0.1 as published); 0 keeps
             the teacher as it is.
+        quantization: train under INT8 rounding, usually a short run from an earlier student (``start``); ``None``
+            trains in float alone.
     """
 
     out: Path
@@ -284,4 +312,5 @@ class DistillRecipe(Settings):
     optimiser: Optimiser = Optimiser()
     start: Path | None = None
     teacher_lr: Share = 0.0
+    quantization: QuantizationSettings | None = None
     loop: LoopSettings

@@ -378,11 +378,12 @@ distil.distill(load_recipe(sys.argv[1], DistillRecipe))
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun(tmp_path: Path, teacher: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"quantization": {"start": 0.0}}], ids=["float", "quantization"])
+def test_two_processes_under_torchrun(tmp_path: Path, teacher: Path, changes: dict[str, Any]) -> None:
     import json
 
     recipe = distil_recipe(
-        tmp_path / "out", teacher, loop={"steps": 2, "checkpoint_every": 1}, teacher_lr=0.1
+        tmp_path / "out", teacher, loop={"steps": 2, "checkpoint_every": 1}, teacher_lr=0.1, **changes
     )
     (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())  # JSON is YAML
     (tmp_path / "script.py").write_text(SCRIPT)
