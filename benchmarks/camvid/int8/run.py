@@ -162,7 +162,8 @@ def results_text(
         "# camvid in INT8 on the CPU",
         "",
         f"Written by `{COMMAND}`; settings in the recipes beside it. The networks are those of",
-        "[../RESULTS.md](../RESULTS.md), trained for a shorter time, so compare rows of this table with each other only.",
+        "[../RESULTS.md](../RESULTS.md), trained for a shorter time, so compare rows of this table with each other",
+        "only.",
         "Trained and calibrated on camvid/train alone, measured on camvid/val, "
         f"{evaluation.source.frames} frames; accuracy over",
         "every alignment of the keyframes, times the median of "
