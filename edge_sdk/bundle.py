@@ -74,6 +74,7 @@ __all__ = [
 
 FORMAT = 1
 
+_BUILD_AGAIN = "Build it again on this machine: edge-sdk build RECIPE"
 _COPY_AGAIN = "Copy the bundle again from where it was exported, or export it again."
 
 
@@ -344,16 +345,20 @@ def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> No
     if not file.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"bundle {folder}: '{name}' is a link out of the bundle.", hint=_COPY_AGAIN)
     if not file.is_file():
-        raise MissingFileError(f"bundle {folder}: the file '{name}' is missing.", hint=_COPY_AGAIN)
+        raise MissingFileError(f"bundle {folder}: the file '{name}' is missing.", hint=_repair(name))
     size = file.stat().st_size
     if size != record.size_bytes:
         raise FileFormatError(
             f"bundle {folder}: '{name}' is truncated or replaced: expected {record.size_bytes} bytes, got {size}.",
-            hint=_COPY_AGAIN,
+            hint=_repair(name),
         )
     if verify and (digest := sha256_of(file)) != record.sha256:
         raise ChecksumError(
             f"bundle {folder}: '{name}' is damaged or replaced: expected SHA-256 {record.sha256[:12]}..., "
             f"got {digest[:12]}....",
-            hint=_COPY_AGAIN,
+            hint=_repair(name),
         )
+
+
+def _repair(name: str) -> str:
+    return _BUILD_AGAIN if name.startswith("engines/") else _COPY_AGAIN

@@ -101,6 +101,8 @@ def choose(
         return None
     names = [FLOAT32] if backend == "onnxruntime" else []
     names += [name for name, built in bundle.manifest.engines.items() if built.backend == backend]
+    # A set that was built again is the manifest's last.
+    names.sort(key=lambda name: name not in (FLOAT32, f"{backend}-{FLOAT32}"))
     clip = read_clip(accuracy.source, bundle.task, bundle.size_hw, limit=accuracy.limit)
     if len(clip) < accuracy.interval:
         raise RecipeError(
@@ -117,8 +119,7 @@ def choose(
             for name in names
         }
         answers = {name: _answers(runner, clip, name, progress) for name, runner in runners.items()}
-        first = names[0] if FLOAT32 in names else f"{backend}-{FLOAT32}"
-        reference = first if first in answers else names[0]
+        reference = names[0]
         truths: Sequence[Prediction | None] = clip.truths if clip.labelled else answers[reference]
         scores = {name: _score(bundle, found, truths) for name, found in answers.items()}
         contenders = {name: runner_contender(runner) for name, runner in runners.items()}

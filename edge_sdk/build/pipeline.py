@@ -11,6 +11,7 @@ from pathlib import Path
 from edge_sdk.build.choose import Choice, choose
 from edge_sdk.build.onnxruntime import build_session
 from edge_sdk.build.recipe import BuildRecipe
+from edge_sdk.build.start import start_bundle
 from edge_sdk.build.tensorrt import build_plan
 from edge_sdk.bundle import Bundle, EngineSet, Variant, extend_bundle, set_name
 from edge_sdk.errors import DependencyError, EdgeSdkError, RecipeError
@@ -75,11 +76,9 @@ def build(recipe: BuildRecipe, *, graphs_only: bool = False, progress: Progress 
         RecipeError: no backend is installed, or nothing of what is asked can be built.
     """
     progress = progress or Silent()
-    bundle = Bundle.open(recipe.bundle)
     notes: list[str] = []
     wanted = list(_wanted(recipe, notes, graphs_only))
-    if recipe.out is not None and Path(recipe.out).resolve() != bundle.path.resolve():
-        bundle = extend_bundle(bundle, {}, out=recipe.out)
+    bundle = start_bundle(recipe, notes)
     bundle = _with_graphs(bundle, recipe, wanted, progress)
     if graphs_only:
         return BuildReport(bundle, (), tuple(notes))
