@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from edge_sdk.errors import EngineError, RecipeError, ShapeError
+from edge_sdk.gpu import find_gpu
 from edge_sdk.settings import Settings
 from edge_sdk.tensors import TensorSpec
 
@@ -167,12 +168,19 @@ class Backend(Protocol):
         ...
 
 
-_BACKENDS = {"onnxruntime": ("edge_sdk.runtime.onnxruntime", "OrtBackend")}
+_BACKENDS = {
+    "onnxruntime": ("edge_sdk.runtime.onnxruntime", "OrtBackend"),
+    "tensorrt": ("edge_sdk.runtime.tensorrt", "TensorRtBackend"),
+}
+# What each needs: one package of each group.
+_PACKAGES = {"onnxruntime": (("onnxruntime",),), "tensorrt": (("tensorrt", "tensorrt_rtx"), ("pycuda",))}
 
 
 def backend_available(name: str) -> bool:
-    """Whether this edge_sdk has such a backend and its package is installed here."""
-    return name in _BACKENDS and find_spec(name) is not None
+    """Whether this edge_sdk has such a backend, and this machine the packages and the GPU that it needs."""
+    if name not in _BACKENDS or not all(any(map(find_spec, group)) for group in _PACKAGES[name]):
+        return False
+    return name != "tensorrt" or find_gpu() is not None
 
 
 def backend_named(name: str) -> Backend:

@@ -204,7 +204,7 @@ def test_a_failing_run_is_an_engine_error(tmp_path: Path) -> None:
 
 def test_backends_by_name() -> None:
     assert backend_named("onnxruntime").name == "onnxruntime"
-    with pytest.raises(RecipeError, match="backend: expected one of onnxruntime, got 'tensort'"):
+    with pytest.raises(RecipeError, match="backend: expected one of onnxruntime, tensorrt, got 'tensort'"):
         backend_named("tensort")
 
 

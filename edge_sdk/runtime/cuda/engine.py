@@ -1,0 +1,179 @@
+"""Backends and engines on a GPU; what enqueues an engine's work is added by each backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_sdk.errors import ClosedError, EngineError
+from edge_sdk.runtime.cuda.closing import close_in_order
+from edge_sdk.runtime.cuda.device import CudaDevice, CudaLane, CudaOptions, CudaReport
+from edge_sdk.runtime.cuda.memory import CudaBuffer, choose, device_only
+from edge_sdk.runtime.cuda.step import CudaStep, Execution
+from edge_sdk.runtime.engine import Buffer, Lane, check_buffers
+from edge_sdk.tensors import TensorSpec
+
+
+class CudaEngine(ABC):
+    """One graph compiled for a GPU; a backend's engine says how its work is enqueued.
+
+    Args:
+        device: where it runs; its own part of the device is given back when the engine is closed.
+        path: the engine's file, for messages.
+        inputs, outputs: of the graph.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        path: Path,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        self.device, self.path = device, path
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._steps: list[CudaStep] = []
+        self._closed = False
+        device.enter_user()
+
+    @abstractmethod
+    def open_execution(self, addresses: Mapping[str, int]) -> Execution:
+        """Tie the engine to addresses, by name, of every input and output. The device's context is current.
+
+        Raises:
+            EngineError: the runtime refuses.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Release the engine itself; every execution is closed. The device's context is current."""
+
+    def allocate(self, spec: TensorSpec, *, host: bool = True) -> CudaBuffer:
+        """A zeroed buffer; it lives until it is closed, or the device's last engine is.
+
+        Raises:
+            ClosedError: the engine is closed.
+            EngineError: there is not enough memory, or another thread owns the device.
+        """
+        self._check_open()
+        device = self.device
+        try:
+            with device:
+                return choose(device, spec)(device, spec) if host else device_only(device, spec)
+        except device.errors as error:
+            raise device.failure(f"buffer '{spec.name}' of {spec.size_bytes} bytes", error) from error
+
+    def bind(self, buffers: Mapping[str, Buffer], lane: Lane | None = None) -> CudaStep:
+        """Tie every input and output to a buffer's address.
+
+        Args:
+            buffers: by graph input or output name.
+            lane: where it runs; None for the device's main stream.
+
+        Raises:
+            ClosedError: the engine or the lane is closed.
+            EngineError: a name is missing or unknown, or a buffer or the lane is not of this device.
+            ShapeError: a buffer has another shape or dtype than the tensor.
+        """
+        self._check_open()
+        check_buffers(self, buffers)
+        mine: dict[str, CudaBuffer] = {}
+        for name, buffer in buffers.items():
+            if not isinstance(buffer, CudaBuffer) or buffer.device is not self.device or buffer.closed:
+                raise EngineError(f"bind: the buffer for '{name}' is closed or not of this engine's device.")
+            mine[name] = buffer
+        step = CudaStep(self, mine, self._stream(lane))
+        self._steps.append(step)
+        return step
+
+    def close(self) -> None:
+        """Release graphs, executions and the engine, in this order; closing twice does nothing.
+
+        With the device's last engine its buffers, stream and context go too.
+
+        Raises:
+            EngineError: another thread owns the device, or the first error of those that came up.
+        """
+        if self._closed:
+            return
+        self.device.check_thread()
+        self._closed = True
+        steps, self._steps = self._steps, []
+        close_in_order(*(step.close for step in steps), self._release, self.device.leave_user)
+
+    def forget(self, step: CudaStep) -> None:
+        """``step`` has been closed."""
+        if step in self._steps:
+            self._steps.remove(step)
+
+    def _release(self) -> None:
+        if self.device.lost:
+            self.release()
+        else:
+            with self.device:
+                self.release()
+
+    def _stream(self, lane: Lane | None) -> Any:
+        if lane is None:
+            return self.device.main
+        if not isinstance(lane, CudaLane) or lane.device is not self.device:
+            raise EngineError(f"bind: expected a lane of this engine's device, got {type(lane).__name__}.")
+        if lane.stream is None:
+            raise ClosedError("lane: it is closed.")
+        return lane.stream
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"engine {self.path}: it is closed.")
+        self.device.check_usable()
+
+
+class CudaBackend:
+    """What the backends on a GPU share: a device a thread, opened with the first engine and closed with the last.
+
+    Args:
+        options: how it works; None for the defaults.
+
+    Attributes:
+        report: what was chosen on this machine when a device was last opened; None before.
+    """
+
+    owns_thread = True
+
+    def __init__(self, options: CudaOptions | None = None) -> None:
+        self.options = CudaOptions() if options is None else options
+        self.report: CudaReport | None = None
+        self._devices: list[CudaDevice] = []
+
+    def open_lane(self) -> CudaLane:
+        """A stream beside the main one, of lower priority where the device knows priorities.
+
+        Raises:
+            DependencyError: pycuda is not installed.
+            EngineError: there is no GPU, or it gives no stream.
+        """
+        with self.device() as device:
+            return CudaLane(device)
+
+    @contextmanager
+    def device(self) -> Iterator[CudaDevice]:
+        """The calling thread's device, open; closed again where the block fails and nothing else uses it.
+
+        Raises:
+            DependencyError: pycuda is not installed.
+            EngineError: there is no GPU, or it gives no context.
+        """
+        self._devices = [device for device in self._devices if not device.closed]
+        device = next((device for device in self._devices if device.mine), None)
+        if device is None:
+            device = CudaDevice(self.options)
+            self._devices.append(device)
+        self.report = device.report
+        try:
+            yield device
+        except BaseException:
+            device.close_if_unused()
+            raise

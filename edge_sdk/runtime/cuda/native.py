@@ -1,0 +1,98 @@
+"""What pycuda has no (working) function for, asked of the CUDA driver itself.
+
+``register_host_memory`` fails with NumPy 2 (pycuda 2024.1 to 2026.1), streams have no priorities, and a primary context
+that is released stays on the thread's stack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from edge_sdk.gpu import DRIVER
+
+# Of cuda.h: CU_MEMHOSTREGISTER_DEVICEMAP, CU_LAUNCH_ATTRIBUTE_PRIORITY, and the size of CUlaunchAttributeValue.
+_DEVICE_MAP, _PRIORITY, _ATTRIBUTE_BYTES = 2, 8, 64
+# Every function that is used, by its name in the library.
+FUNCTIONS = (
+    "cuGetErrorString",
+    "cuCtxGetCurrent",
+    "cuCtxPopCurrent_v2",
+    "cuCtxGetStreamPriorityRange",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
+    "cuMemHostGetDevicePointer_v2",
+    "cuStreamSetAttribute",
+)
+
+
+class NativeError(Exception):
+    """The driver answered a call with an error."""
+
+
+class NativeDriver:
+    """The driver's library, which pycuda has loaded already."""
+
+    def __init__(self, library: str = DRIVER) -> None:
+        self._library = ctypes.CDLL(library)
+
+    def lock_pages(self, address: int, size_bytes: int) -> None:
+        """Page-lock memory of ours, so that copies from and to it run beside the host; devices may address it too.
+
+        Raises:
+            NativeError: the driver refuses.
+        """
+        self._call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), _DEVICE_MAP)
+
+    def unlock_pages(self, address: int) -> None:
+        """Undo :meth:`lock_pages`; the memory stays what it is.
+
+        Raises:
+            NativeError: the driver refuses.
+        """
+        self._call("cuMemHostUnregister", ctypes.c_void_p(address))
+
+    def device_address(self, address: int) -> int:
+        """Where the device finds page-locked memory.
+
+        Raises:
+            NativeError: the device cannot address it.
+        """
+        found = ctypes.c_uint64()
+        self._call("cuMemHostGetDevicePointer_v2", ctypes.byref(found), ctypes.c_void_p(address), 0)
+        return found.value
+
+    def prefer(self, stream: int) -> None:
+        """Give a stream the highest priority there is; without this a stream has the lowest.
+
+        Raises:
+            NativeError: the driver is too old (before CUDA 12) or the device knows no priorities.
+        """
+        least, greatest = ctypes.c_int(), ctypes.c_int()
+        self._call("cuCtxGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
+        value = (ctypes.c_int * (_ATTRIBUTE_BYTES // ctypes.sizeof(ctypes.c_int)))(greatest.value)
+        self._call("cuStreamSetAttribute", ctypes.c_void_p(stream), _PRIORITY, ctypes.byref(value))
+
+    def release(self, context: Any) -> None:
+        """Let go of a primary context, which is not current, and leave the thread's stack of contexts as it was.
+
+        pycuda makes the context current to release it, and counts on that to end; a primary context's does not.
+        """
+        handle = context.handle
+        before = self._current()
+        context.detach()
+        if self._current() == handle != before:
+            popped = ctypes.c_void_p()
+            self._call("cuCtxPopCurrent_v2", ctypes.byref(popped))
+
+    def _current(self) -> int | None:
+        found = ctypes.c_void_p()
+        self._call("cuCtxGetCurrent", ctypes.byref(found))
+        return found.value
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(code, ctypes.byref(text))
+            raise NativeError(f"{name} failed: {(text.value or b'unknown error').decode()}")

@@ -1,0 +1,218 @@
+"""One step on a GPU: copies, work and copies on a stream, and the one wait."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_sdk.errors import ClosedError, EngineError
+from edge_sdk.runtime.cuda.closing import close_in_order
+from edge_sdk.runtime.cuda.graphs import CudaGraph, GraphRefusedError
+from edge_sdk.runtime.cuda.memory import CudaBuffer
+from edge_sdk.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from edge_sdk.runtime.cuda.engine import CudaEngine
+
+_log = logging.getLogger(__name__)
+
+
+class Execution(Protocol):
+    """An engine tied to the addresses of every input and output."""
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue the work on the stream of that handle; waits for nothing.
+
+        Raises:
+            EngineError: the runtime refuses.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release it; closing twice does nothing."""
+        ...
+
+
+class CudaStep:
+    """An engine tied to buffers and a stream; made by :meth:`CudaEngine.bind`.
+
+    Per frame nothing is allocated, and the host waits once, for the event behind the last copy. The first run is
+    enqueued plainly; what follows is a CUDA graph, where that is possible.
+
+    Attributes:
+        gpu_ms: the GPU's time for the last run that was waited for, without the copies, in milliseconds.
+    """
+
+    def __init__(self, engine: CudaEngine, buffers: Mapping[str, CudaBuffer], stream: Any) -> None:
+        self._engine, self._device, self._stream = engine, engine.device, stream
+        self._buffers = dict(buffers)
+        self._copies_in = self._copied(engine.inputs)
+        self._copies_out = self._copied(engine.outputs)
+        self._graph: CudaGraph | None = None
+        self._may_capture = engine.device.options.graphs
+        self._pending = False
+        self.gpu_ms = 0.0
+        device = self._device
+        driver = device.driver
+        try:
+            with device:
+                for buffer in self._buffers.values():
+                    buffer.attach(stream)
+                flags = driver.event_flags
+                waiting = flags.DISABLE_TIMING | (0 if device.options.spin else flags.BLOCKING_SYNC)
+                self._began, self._ended = driver.Event(), driver.Event()
+                self._done: Any = driver.Event(waiting)
+                addresses = {name: buffer.address for name, buffer in self._buffers.items()}
+                self._execution: Execution | None = engine.open_execution(addresses)
+        except device.errors as error:
+            raise device.failure(f"engine {engine.path}: it cannot be bound", error) from error
+        if not self._may_capture:
+            self._note_graph("turned off")
+
+    def run(self) -> None:
+        """Run to completion.
+
+        Raises:
+            EngineError: the runtime failed; the outputs are undefined.
+        """
+        self.start()
+        self.wait()
+
+    def start(self) -> None:
+        """Enqueue copies, work and copies, and an event behind them; waits for nothing.
+
+        Raises:
+            ClosedError: the step is closed.
+            EngineError: the runtime failed, the last start has not been waited for, or another thread owns the device.
+        """
+        if self._execution is None:
+            raise ClosedError(f"step of {self._engine.path}: it is closed.")
+        if self._pending:
+            raise EngineError("step: it was started again before it was waited for.")
+        device, stream = self._device, self._stream
+        driver = device.driver
+        try:
+            with device:
+                for address, host in self._copies_in:
+                    driver.memcpy_htod_async(address, host, stream)
+                self._began.record(stream)
+                if self._graph is None:
+                    self._execution.enqueue(stream.handle)
+                else:
+                    self._graph.launch()
+                self._ended.record(stream)
+                for address, host in self._copies_out:
+                    driver.memcpy_dtoh_async(host, address, stream)
+                self._done.record(stream)
+        except device.errors as error:
+            raise device.failure(f"step of {self._engine.path}", error) from error
+        self._pending = True
+
+    def finished(self) -> bool:
+        """Whether :meth:`wait` would return or raise at once.
+
+        Raises:
+            EngineError: another thread owns the device.
+        """
+        if not self._pending:
+            return True
+        try:
+            with self._device:
+                return bool(self._done.query())
+        except self._device.errors:
+            return True  # it has failed: wait() says how
+
+    def wait(self) -> None:
+        """Wait for what was started.
+
+        Raises:
+            EngineError: the runtime failed, or another thread owns the device.
+        """
+        if not self._pending:
+            return
+        device = self._device
+        device.check_usable()
+        self._pending = False
+        try:
+            with device:
+                self._done.synchronize()
+                self.gpu_ms = self._ended.time_since(self._began)
+                if self._may_capture and self._graph is None:
+                    self._capture()
+        except device.errors as error:
+            raise device.failure(f"step of {self._engine.path}", error) from error
+
+    def recapture(self) -> None:
+        """Let go of the graph, as after the engine's weights were changed; the next run is plain and captured anew.
+
+        Raises:
+            EngineError: the step is running, or another thread owns the device.
+        """
+        if self._pending:
+            raise EngineError("step: it is running, wait for it before it is captured again.")
+        with self._device:
+            self._drop_graph()
+        self._may_capture = self._device.options.graphs
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next start launches a graph."""
+        return self._graph is not None
+
+    def close(self) -> None:
+        """Wait for what was started; release graph, execution and events, in this order; twice does nothing.
+
+        Raises:
+            EngineError: another thread owns the device, or the first error of those that came up.
+        """
+        if self._execution is None:
+            return
+        self._device.check_thread()
+        close_in_order(self._finish, self._release, lambda: self._engine.forget(self))
+
+    def _finish(self) -> None:
+        pending, self._pending = self._pending, False
+        if pending and not self._device.lost:
+            with self._device:
+                self._done.synchronize()
+
+    def _release(self) -> None:
+        execution, self._execution = self._execution, None
+        if self._device.lost:
+            close_in_order(execution.close if execution else lambda: None, self._drop)
+            return
+        with self._device:
+            close_in_order(self._drop_graph, execution.close if execution else lambda: None, self._drop)
+
+    def _drop(self) -> None:
+        self._began = self._ended = self._done = self._stream = None
+        self._buffers.clear()
+        self._copies_in = self._copies_out = ()
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
+
+    def _copied(self, specs: Sequence[TensorSpec]) -> tuple[tuple[int, Any], ...]:
+        """Address and host side of each of the tensors that has to be copied."""
+        buffers = (self._buffers[spec.name] for spec in specs)
+        return tuple((buffer.address, buffer.host) for buffer in buffers if buffer.copied)
+
+    def _capture(self) -> None:
+        """Once: a refusal is kept and told, and the step goes on without a graph."""
+        self._may_capture = False
+        execution, handle = self._execution, self._stream.handle
+        if execution is None:
+            return
+        try:
+            self._graph = CudaGraph(handle, lambda: execution.enqueue(handle))
+        except GraphRefusedError as error:
+            _log.info("%s runs without a CUDA graph: %s", self._engine.path.name, error)
+            self._note_graph(str(error))
+        else:
+            self._note_graph("captured")
+
+    def _note_graph(self, state: str) -> None:
+        self._device.report.graphs[self._engine.path.stem] = state

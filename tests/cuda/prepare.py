@@ -1,0 +1,209 @@
+"""Real pycuda over a simulated driver, on a machine without a GPU.
+
+pycuda comes as source only and names some hundred symbols of ``libcuda.so.1``. Here that library is made from
+``driver/*.c``, and pycuda and cuda-python are compiled and installed against it in a cache folder of their own, once
+per environment: the environment itself stays without a CUDA that is none. Headers come from NVIDIA's wheels.
+
+    python -m tests.cuda.prepare       makes the folder and says how long it took
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+DRIVER = HERE / "driver"
+REQUIREMENTS = ROOT / "requirements" / "cuda_tests.txt"
+_FETCH_S, _COMPILE_S = 300.0, 900.0
+
+# No CURAND: its header is not needed and not there. No optimisation: it doubles the time to compile.
+_SITECONF = """
+USE_SHIPPED_BOOST = True
+CUDA_ROOT = ""
+CUDA_INC_DIR = [{headers!r}]
+CUDA_ENABLE_GL = False
+CUDA_ENABLE_CURAND = False
+CUDADRV_LIB_DIR = [{library!r}]
+CUDADRV_LIBNAME = ["cuda"]
+CXXFLAGS = ["-O0", "-g0", "-w"]
+LDFLAGS = []
+"""
+# setuptools compiles one file after another; pycuda has forty.
+_PARALLEL = """
+import os, runpy, sys
+from concurrent.futures import ThreadPoolExecutor
+import setuptools
+try:
+    from setuptools._distutils.ccompiler import CCompiler
+except ImportError:
+    from distutils.ccompiler import CCompiler
+
+def compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
+            extra_postargs=None, depends=None):
+    _, objects, post, options, build = self._setup_compile(
+        output_dir, macros, include_dirs, sources, depends, extra_postargs)
+    arguments = self._get_cc_args(options, debug, extra_preargs)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda name: self._compile(name, *build[name], arguments, post, options), objects))
+    return objects
+
+CCompiler.compile = compile
+sys.argv = ["setup.py", "build", "--build-lib", sys.argv[1]]
+sys.path.insert(0, "")
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+class CannotPrepareError(Exception):
+    """Why it cannot be made on this machine."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Variables for a child process in which ``import pycuda.driver`` finds the simulated driver; may skip the test."""
+    found = _prepare()
+    if isinstance(found, str):
+        pytest.skip(f"the CUDA files cannot be run over a simulated driver here: {found}")
+    packages, library = found
+    paths = {"LD_LIBRARY_PATH": [str(library)], "PYTHONPATH": [str(packages), str(ROOT)]}
+    joined = {
+        name: os.pathsep.join([*first, *filter(None, [os.environ.get(name, "")])])
+        for name, first in paths.items()
+    }
+    return {**os.environ, **joined, **variables}
+
+
+@cache
+def _prepare() -> tuple[Path, Path] | str:
+    """Folders of the packages and of the driver, or why there are none."""
+    try:
+        return prepare()
+    except CannotPrepareError as error:
+        return str(error)
+
+
+def prepare() -> tuple[Path, Path]:
+    """Folders of the packages and of the driver, made where they are not there.
+
+    Raises:
+        CannotPrepareError: no compiler, no network, or either fails.
+    """
+    if sys.platform != "linux":
+        raise CannotPrepareError(f"the simulated driver is for Linux, this is {sys.platform}")
+    for tool in ("gcc", "g++"):
+        if shutil.which(tool) is None:
+            raise CannotPrepareError(f"there is no {tool} (Debian: apt install g++)")
+    place = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path(tempfile.gettempdir())
+    headers = _made(place, "headers", _key(), _fetch_headers)
+    include = next(headers.glob("nvidia/*/include"))
+    sources = sorted(DRIVER.glob("*.[ch]"))
+    library = _made(place, "driver", _key(*sources), lambda folder: _compile_driver(folder, include))
+    packages = _made(place, "packages", _key(), lambda folder: _build_packages(folder, include, library))
+    return packages, library
+
+
+def _key(*files: Path) -> str:
+    """What a folder depends on: versions, interpreter, machine and, for the driver, its sources."""
+    digest = hashlib.sha256(f"{sysconfig.get_config_var('SOABI')} {platform.machine()}".encode())
+    for file in (REQUIREMENTS, *files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _made(place: Path, name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder ``name`` of that key; made beside it and renamed, so that it is whole wherever it is."""
+    target = place / f"edge-sdk-cuda-{name}-{key}"
+    if target.is_dir():
+        return target
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{target.name}-"))
+    try:
+        make(folder)
+        folder.chmod(0o755)
+        folder.rename(target)
+    except OSError:  # another test process was faster
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _pins(*names: str) -> list[str]:
+    lines = [line for line in REQUIREMENTS.read_text(encoding="utf-8").split("\n") if "==" in line]
+    return [line for line in lines if any(line.startswith(name) for name in names)]
+
+
+def _fetch_headers(folder: Path) -> None:
+    _pip("install", "--no-deps", "--target", str(folder), *_pins("nvidia-"))
+
+
+def _compile_driver(folder: Path, include: Path) -> None:
+    library = folder / "libcuda.so.1"
+    sources = [str(file) for file in sorted(DRIVER.glob("*.c"))]
+    options = [
+        "-O1",
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unused-parameter",
+        "-fPIC",
+        "-shared",
+        "-pthread",
+    ]
+    _call(["gcc", *options, f"-I{include}", "-Wl,-soname,libcuda.so.1", *sources, "-ldl", "-o", str(library)])
+    (folder / "libcuda.so").symlink_to(library.name)
+
+
+def _build_packages(folder: Path, include: Path, library: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        build = Path(name)
+        _pip("download", "--no-deps", "--no-binary=pycuda", "--dest", name, *_pins("pycuda"))
+        with tarfile.open(next(build.glob("pycuda-*.tar.gz"))) as file:
+            file.extractall(build, filter="data") if hasattr(tarfile, "data_filter") else file.extractall(
+                build
+            )
+        source = next(path for path in build.glob("pycuda-*") if path.is_dir())
+        (source / "siteconf.py").write_text(_SITECONF.format(headers=str(include), library=str(library)))
+        _call([sys.executable, "-c", _PARALLEL, str(folder)], cwd=source)
+    _pip("install", "--no-deps", "--target", str(folder), *_pins("cuda-"))
+
+
+def _pip(verb: str, *arguments: str) -> None:
+    _call([sys.executable, "-m", "pip", verb, "--quiet", *arguments], timeout_s=_FETCH_S)
+
+
+def _call(command: list[str], cwd: Path | None = None, timeout_s: float = _COMPILE_S) -> None:
+    what = " ".join(command[:3])
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotPrepareError(f"{what} does not end within {timeout_s:.0f} s") from error
+    if done.returncode:
+        raise CannotPrepareError(f"{what} failed: {done.stderr.strip()[-1500:]}")
+
+
+def main() -> None:
+    began = time.perf_counter()
+    packages, library = prepare()
+    print(f"{packages}\n{library}\n{time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
