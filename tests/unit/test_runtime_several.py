@@ -123,7 +123,11 @@ def test_streams_take_turns() -> None:
     [
         (lambda bundle: MultiRunner(bundle, streams=0), RecipeError, "streams"),
         (lambda bundle: MultiRunner(bundle, streams=True), RecipeError, "streams"),
-        (lambda bundle: MultiRunner(bundle, streams=2).submit(2, random_images(1)[0]), IndexError, "expected 0 to 1, got 2"),
+        (
+            lambda bundle: MultiRunner(bundle, streams=2).submit(2, random_images(1)[0]),
+            IndexError,
+            "0 to 1, got 2",
+        ),
         (lambda bundle: MultiRunner(bundle, streams=2).latest(0), ClosedError, "not open"),
     ],
 )
