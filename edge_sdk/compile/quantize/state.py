@@ -26,6 +26,7 @@ from edge_sdk.manifest import StateForm, state_input, state_output
 
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = [0, 3, 1, 2]
+_KEYS = ("scale", "zero_point")
 
 
 def permutation_for(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -48,11 +49,7 @@ def keep_channels_last(model: onnx.ModelProto, names: list[str], layout: str) ->
         for value in graph.output:
             if value.name == state_output(name) and permutation_for(layout, shape_of(value)):
                 inner = f"{value.name}.nchw"
-                for node in graph.node:
-                    for index, output in enumerate(node.output):
-                        if output == value.name:
-                            node.output[index] = inner
-                replace_input(graph.node, value.name, inner)
+                _rename(graph, value.name, inner)
                 graph.node.append(
                     helper.make_node("Transpose", [inner], [value.name], name=inner, perm=list(_TO_NHWC))
                 )
@@ -117,8 +114,7 @@ def _dequantize(
     inner = f"{value.name}.dequantised"
     replace_input(wiring.readers.get(tensor, []), tensor, inner)
     constants = [
-        add_constant(model, f"{inner}.scale", scale),
-        add_constant(model, f"{inner}.zero_point", zero),
+        add_constant(model, f"{inner}.{key}", value) for key, value in zip(_KEYS, (scale, zero), strict=True)
     ]
     model.graph.node.append(helper.make_node("DequantizeLinear", [tensor, *constants], [inner], name=inner))
     set_type(value, helper.np_dtype_to_tensor_dtype(zero.dtype), shape_of(value))
@@ -138,38 +134,50 @@ def _form(limits: tuple[float, float], dtype: str) -> tuple[np.ndarray, np.ndarr
 
 
 def quantize_outputs(model: onnx.ModelProto, forms: Forms) -> None:
-    """Write each state output of ``forms`` quantised with its scale and zero point, in place."""
+    """Write each state output of ``forms`` quantised with its scale and zero point, in place.
+
+    What is quantised so already is written as it is: engines fuse a convolution with one quantisation, not with two.
+    """
     graph = model.graph
-    for name, (scale, zero) in forms.items():
+    for name, form in forms.items():
         value = next((v for v in graph.output if v.name == state_output(name)), None)
         if value is None:
             continue
         wiring = Wiring(graph)
         last = wiring.makers[value.name]
         transposed = _is_layout(last, value.name)
-        made = last.input[0] if transposed else value.name
-        source = _before_quantisation(wiring, made, scale, zero)
-        inner = f"{value.name}.quantised"
-        for key, constant in (("scale", scale), ("zero_point", zero)):
-            graph.initializer.append(numpy_helper.from_array(np.asarray(constant), f"{inner}.{key}"))
+        source = last.input[0] if transposed else value.name
+        quantize = _quantized_by(wiring, source, form)
         if not transposed:
             # Whoever reads it goes on reading floats.
-            in_float = f"{value.name}.float"
-            for index, output in enumerate(last.output):
-                if output == value.name:
-                    last.output[index] = in_float
-            replace_input(graph.node, value.name, in_float)
-            source = in_float if source == value.name else source
-        result = inner if transposed else value.name
-        graph.node.append(
-            helper.make_node(
-                "QuantizeLinear", [source, f"{inner}.scale", f"{inner}.zero_point"], [result], name=inner
-            )
-        )
+            source = _rename(graph, value.name, f"{value.name}.float")
+        if quantize is None:
+            quantize = _quantize(model, source, form, f"{value.name}.quantised")
         if transposed:
-            last.input[0] = inner
-        set_type(value, helper.np_dtype_to_tensor_dtype(zero.dtype), shape_of(value))
+            last.input[0] = quantize.output[0]
+        else:
+            _rename(graph, quantize.output[0], value.name)
+        set_type(value, helper.np_dtype_to_tensor_dtype(form[1].dtype), shape_of(value))
     _tidy(model)
+
+
+def _quantize(
+    model: onnx.ModelProto, source: str, form: tuple[np.ndarray, np.ndarray], name: str
+) -> onnx.NodeProto:
+    """Add a QuantizeLinear."""
+    constants = [add_constant(model, f"{name}.{key}", value) for key, value in zip(_KEYS, form, strict=True)]
+    model.graph.node.append(helper.make_node("QuantizeLinear", [source, *constants], [name], name=name))
+    return model.graph.node[-1]
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> str:
+    """Give a tensor another name where it is made and read."""
+    for node in graph.node:
+        for index, output in enumerate(node.output):
+            if output == old:
+                node.output[index] = new
+    replace_input(graph.node, old, new)
+    return new
 
 
 def form_of(scale: np.ndarray, zero: np.ndarray, permutation: tuple[int, ...]) -> StateForm:
@@ -207,20 +215,20 @@ def _quantized_reader(wiring: Wiring, name: str) -> tuple[str, onnx.NodeProto] |
     return (name, found[0]) if found else None
 
 
-def _before_quantisation(wiring: Wiring, tensor: str, scale: np.ndarray, zero: np.ndarray) -> str:
-    """The float tensor that a Q/DQ pair of this form before ``tensor`` started from; ``tensor`` where there is none.
+def _quantized_by(wiring: Wiring, tensor: str, form: tuple[np.ndarray, np.ndarray]) -> onnx.NodeProto | None:
+    """The QuantizeLinear of this form that ``tensor`` is dequantised from, if it is.
 
-    A pair of another form stays: its zero point may do the work of a ReLU.
+    One of another form does not count, and stays before the one that is added: its zero point may be a ReLU.
     """
     dequantize = wiring.makers.get(tensor)
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        return tensor
+        return None
     quantize = wiring.makers.get(dequantize.input[0])
     if quantize is None or quantize.op_type != "QuantizeLinear":
-        return tensor
-    form = [numpy_helper.to_array(wiring.constants[name]) for name in quantize.input[1:3]]
-    same = form[0] == scale and form[1] == zero and form[1].dtype == zero.dtype
-    return quantize.input[0] if same else tensor
+        return None
+    scale, zero = (numpy_helper.to_array(wiring.constants[name]) for name in quantize.input[1:3])
+    same = scale == form[0] and zero == form[1] and zero.dtype == form[1].dtype
+    return quantize if same else None
 
 
 def _tidy(model: onnx.ModelProto) -> None:
