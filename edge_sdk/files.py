@@ -40,7 +40,7 @@ def require_file(path: str | Path, what: str, hint: str = "") -> Path:
 
 
 @contextmanager
-def _refusals_named(target: Path) -> Iterator[None]:
+def refusals_named(target: Path) -> Iterator[None]:
     """What the file system refuses, said with the name that the user gave instead of a temporary one."""
     try:
         yield
@@ -59,7 +59,7 @@ def require_writable(folder: str | Path) -> None:
     """
     target = Path(folder)
     place = next(path for path in (target, *target.absolute().parents) if path.exists())
-    with _refusals_named(target):
+    with refusals_named(target):
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(place, os.W_OK | os.X_OK):
@@ -80,7 +80,7 @@ def atomic_file(path: str | Path, *, private: bool = False) -> Iterator[Path]:
         OutputError: nothing can be written there.
     """
     target = Path(path)
-    with _refusals_named(target):
+    with refusals_named(target):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         OutputError: nothing can be written there.
     """
     target = Path(path)
-    with _refusals_named(target):
+    with refusals_named(target):
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         target.parent.mkdir(parents=True, exist_ok=True)

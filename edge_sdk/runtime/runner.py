@@ -19,6 +19,8 @@ from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.runtime.stream import Stream
 from edge_sdk.runtime.worker import Worker, WorkerCounts
 from edge_sdk.settings import parse_settings
+from edge_sdk.signing import Trust
+from edge_sdk.update.device import open_to_run
 from edge_sdk.video.frame import Frame
 
 T = TypeVar("T")
@@ -36,7 +38,8 @@ class EdgeRunner:
     that the runner owns, and every method may be called from any thread. Runners share nothing with each other.
 
     Args:
-        bundle: an opened bundle, or the folder of one.
+        bundle: an opened bundle, the folder of one, or a device folder, whose current slot is then run (see
+            :mod:`edge_sdk.update`).
         backend: name of the runtime, or a backend object.
         engine: which engines: ``"float32"`` for the exported graphs, or the name of an engine set that
             ``edge-sdk build`` made, such as ``"onnxruntime-int8"``; None for the one that the bundle names as chosen
@@ -49,8 +52,10 @@ class EdgeRunner:
             (the first frame, after a gap) are run in turn. None runs all in turn.
         threaded: run on a thread of the runner's own; None where the backend needs one.
         on_result: with ``threaded``, called on that thread with each answer to a submitted frame.
+        trust: accept only bundles that this policy accepts; None asks for no signature.
 
     Raises:
+        SignatureError: ``trust`` does not accept the bundle.
         MissingFileError, FileFormatError, BundleError: the bundle is not whole, see :meth:`Bundle.open`, it has no
             delta step and the schedule or ``background`` needs one, or it has no such engines.
         RecipeError: the backend is unknown, or an argument is of the wrong type or out of range.
@@ -67,10 +72,11 @@ class EdgeRunner:
         background: BackgroundKeyframes | None = None,
         threaded: bool | None = None,
         on_result: Callable[[Result], None] | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self._options = parse_settings({"threads": threads}, EngineOptions, "EdgeRunner")
         self._backend = backend_named(backend) if isinstance(backend, str) else backend
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = open_to_run(bundle, trust)
         self.engine = self.bundle.engine_for(self._backend.name, engine)
         self.schedule = checked_schedule(self.bundle, schedule)
         self.background = background

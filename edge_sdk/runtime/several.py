@@ -18,6 +18,8 @@ from edge_sdk.runtime.result import Result
 from edge_sdk.runtime.schedule import EverySchedule, ScheduleSettings
 from edge_sdk.runtime.worker import Worker, WorkerCounts
 from edge_sdk.settings import Settings, parse_settings
+from edge_sdk.signing import Trust
+from edge_sdk.update.device import open_to_run
 from edge_sdk.video.frame import Frame
 
 T = TypeVar("T")
@@ -40,14 +42,14 @@ class MultiRunner:
     others. Each stream's answers are those of an :class:`EdgeRunner` alone with the same schedule.
 
     Args:
-        bundle, backend, engine, threads: as for :class:`EdgeRunner`.
+        bundle, backend, engine, threads, trust: as for :class:`EdgeRunner`.
         streams: how many.
         schedule: of every stream; None for the bundle's. Under an :class:`EverySchedule` the streams get phases that
             lie as far apart as the interval allows, so that their keyframes do not coincide: see ``schedules``.
         on_result: called on the runner's thread with stream and answer.
 
     Raises:
-        MissingFileError, FileFormatError, BundleError, RecipeError: as for :class:`EdgeRunner`.
+        MissingFileError, FileFormatError, BundleError, RecipeError, SignatureError: as for :class:`EdgeRunner`.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class MultiRunner:
         schedule: ScheduleSettings | None = None,
         threads: int | None = None,
         on_result: Callable[[int, Result], None] | None = None,
+        trust: Trust | None = None,
     ) -> None:
         count = parse_settings({"streams": streams}, _Streams, "MultiRunner").streams
         self._options = parse_settings({"threads": threads}, EngineOptions, "MultiRunner")
         self._backend = backend_named(backend) if isinstance(backend, str) else backend
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = open_to_run(bundle, trust)
         self.engine = self.bundle.engine_for(self._backend.name, engine)
         self.schedules = staggered(checked_schedule(self.bundle, schedule), count)
         self._on_result = on_result
