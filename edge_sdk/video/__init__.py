@@ -1,13 +1,16 @@
-"""Frames in and out: sources by URI (file, folder, camera, synthetic scene) and sinks (file, PNGs, none)."""
+"""Frames in and out: sources by URI (file, folder, camera, network stream, synthetic scene) and sinks."""
 
 from __future__ import annotations
 
 from edge_sdk.video.base import Selection, VideoSource
-from edge_sdk.video.camera import Camera
 from edge_sdk.video.file import VideoFile
 from edge_sdk.video.folder import FrameFolder
 from edge_sdk.video.frame import Frame, Truth
+from edge_sdk.video.live import LiveSource
+from edge_sdk.video.several import SeveralSources, open_sources
+from edge_sdk.video.signals import exit_on_signals
 from edge_sdk.video.sink import NullSink, PngFolderSink, VideoFileSink, VideoSink, open_sink
+from edge_sdk.video.slot import SourceStats
 from edge_sdk.video.source import open_source
 from edge_sdk.video.synthetic import (
     SYNTHETIC_CLASSES,
@@ -17,17 +20,23 @@ from edge_sdk.video.synthetic import (
     SyntheticSettings,
     SyntheticSource,
 )
+from edge_sdk.video.watchdog import LiveSettings, SourceEvent, SourceState
 
 __all__ = [
     "SYNTHETIC_CLASSES",
     "SYNTHETIC_MOTIONS",
     "SYNTHETIC_PALETTE",
-    "Camera",
     "Frame",
     "FrameFolder",
+    "LiveSettings",
+    "LiveSource",
     "NullSink",
     "PngFolderSink",
     "Selection",
+    "SeveralSources",
+    "SourceEvent",
+    "SourceState",
+    "SourceStats",
     "SyntheticScene",
     "SyntheticSettings",
     "SyntheticSource",
@@ -36,6 +45,8 @@ __all__ = [
     "VideoFileSink",
     "VideoSink",
     "VideoSource",
+    "exit_on_signals",
     "open_sink",
     "open_source",
+    "open_sources",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -26,6 +27,10 @@ def opencv(purpose: str) -> ModuleType:
     return require("cv2", purpose)
 
 
+_quiet_lock = threading.Lock()
+_quiet = {"depth": 0, "level": 0}
+
+
 @contextmanager
 def quiet(cv2: ModuleType) -> Iterator[None]:
     """No log lines of OpenCV's own while probing for something whose absence is reported by us."""
@@ -33,12 +38,19 @@ def quiet(cv2: ModuleType) -> Iterator[None]:
     if logging is None:  # OpenCV before 4.5 cannot be asked
         yield
         return
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    # The level is the process's, and sources are opened on several threads: the last one out restores it.
+    with _quiet_lock:
+        if not _quiet["depth"]:
+            _quiet["level"] = logging.getLogLevel()
+            logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        _quiet["depth"] += 1
     try:
         yield
     finally:
-        logging.setLogLevel(level)
+        with _quiet_lock:
+            _quiet["depth"] -= 1
+            if not _quiet["depth"]:
+                logging.setLogLevel(_quiet["level"])
 
 
 def require_image(image: Any, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field
 
@@ -10,6 +11,7 @@ from edge_sdk.errors import MissingFileError, RecipeError
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.video.base import MAX_FPS, Selection, VideoSource
 from edge_sdk.video.uri import SourceUri, parse_source_uri
+from edge_sdk.video.watchdog import OnEvent
 
 
 class FileQuery(Settings):
@@ -27,15 +29,14 @@ class FolderQuery(Settings):
     labels: bool = True
 
 
-class CameraQuery(Settings):
-    """Query of a camera: the mode to ask it for; what is left out is the camera's own choice."""
-
-    width: int | None = Field(default=None, ge=1)
-    height: int | None = Field(default=None, ge=1)
-    fps: float | None = Field(default=None, gt=0, le=MAX_FPS, allow_inf_nan=False)
-
-
-def open_source(uri: str | Path, *, start: int = 0, limit: int | None = None, stride: int = 1) -> VideoSource:
+def open_source(
+    uri: str | Path,
+    *,
+    start: int = 0,
+    limit: int | None = None,
+    stride: int = 1,
+    on_event: OnEvent | None = None,
+) -> VideoSource:
     """Open the source that ``uri`` names; it is checked (there, decodable, of a known rate) before this
     returns.
 
@@ -43,18 +44,28 @@ def open_source(uri: str | Path, *, start: int = 0, limit: int | None = None, st
       ``?missing=N`` allows N of the announced frames to be missing at the end.
     - ``frames/``: a folder of images in natural order of name, or one with ``images/`` and maybe ``labels/``.
       ``?fps=15`` sets the rate, ``?labels=0`` leaves labels unread.
-    - ``camera:0``: a camera by index. ``?width=&height=&fps=`` ask for a mode.
+    - ``camera:0``: a camera by index; ``v4l2:///dev/video0`` or ``/dev/video0``: by device file.
+      ``?width=&height=&fps=&format=MJPG`` ask for a mode, ``&flip=rotate-180`` turns the pictures.
+    - ``csi://0``: a CSI camera of a Jetson, with ``?width=&height=&fps=&flip=&sensor_mode=``.
+    - ``rtsp://user:password@host/path?the_cameras=own``: a network stream. Options follow a ``#``:
+      ``#latency_ms=100&drop=0&transport=udp&through=gstreamer&fps=25&flip=``.
     - ``synthetic:shapes``: a generated scene. ``?height=&width=&fps=&frames=&seed=&speed=`` as in
       :class:`~edge_sdk.video.synthetic.SyntheticSettings`.
+
+    Cameras and network streams are live, see :class:`~edge_sdk.video.live.LiveSource`: they deliver the newest frame
+    only and are opened again when they stall, by the options ``stall_s``, ``lost_s`` and so on of
+    :class:`~edge_sdk.video.watchdog.LiveSettings`. All others deliver every frame.
 
     Args:
         uri: what to open.
         start: frames left out at the beginning.
         limit: most frames to deliver; ``None`` for all.
         stride: deliver every ``stride``-th frame; ``fps`` of the source is divided by it.
+        on_event: told when a live source stalls, is opened again, delivers again or is lost; others have no events.
 
     Raises:
         MissingFileError: no such file or folder.
+        DependencyError: the source needs GStreamer, and this OpenCV has none.
         RecipeError: unknown scheme or query key, or a value out of range.
         VideoError: it cannot be opened or decoded, or has no frames to deliver.
 
@@ -67,8 +78,8 @@ def open_source(uri: str | Path, *, start: int = 0, limit: int | None = None, st
     selection = Selection(start, limit, stride)
     if parsed.scheme == "synthetic":
         return _synthetic(parsed, selection)
-    if parsed.scheme == "camera":
-        return _camera(parsed, selection)
+    if parsed.scheme != "path":
+        return _live(parsed, selection, on_event)
     return _path(parsed, selection)
 
 
@@ -84,22 +95,54 @@ def _synthetic(parsed: SourceUri, selection: Selection) -> VideoSource:
     return SyntheticSource(settings, selection=selection, uri=parsed.text)
 
 
-def _camera(parsed: SourceUri, selection: Selection) -> VideoSource:
-    from edge_sdk.video.camera import Camera
+def _live(parsed: SourceUri, selection: Selection, on_event: OnEvent | None) -> VideoSource:
+    from edge_sdk.video import devices
+    from edge_sdk.video.live import LiveSource
 
+    where, target = f"source {parsed.text}", parsed.target
+    # Messages of a running source name it without its options.
+    name = parsed.text.split("#")[0] if parsed.scheme == "rtsp" else parsed.text.split("?")[0]
+    query: devices.LiveQuery
+    if parsed.scheme == "camera":
+        index = _index(parsed, "camera:0")
+        query = camera_query = parse_settings(parsed.query, devices.CameraQuery, where)
+        device = devices.camera(name, index, camera_query)
+    elif parsed.scheme == "v4l2":
+        if not target.startswith("/dev/"):
+            raise RecipeError(f"{where}: expected a device such as v4l2:///dev/video0, got '{target}'.")
+        query = camera_query = parse_settings(parsed.query, devices.CameraQuery, where)
+        device = devices.camera(name, target, camera_query)
+    elif parsed.scheme == "csi":
+        index = _index(parsed, "csi://0")
+        query = csi_query = parse_settings(parsed.query, devices.CsiQuery, where)
+        device = devices.csi(name, index, csi_query)
+    else:
+        _refuse_misplaced(parsed)
+        query = rtsp_query = parse_settings(parsed.query, devices.RtspQuery, where)
+        device = devices.rtsp(name, target, rtsp_query)
+    return LiveSource(device, settings=query, selection=selection, uri=parsed.text, on_event=on_event)
+
+
+def _index(parsed: SourceUri, example: str) -> int:
     if not (parsed.target.isascii() and parsed.target.isdigit()):
+        pattern = example.replace("0", "INDEX")
         raise RecipeError(
-            f"source {parsed.text}: expected camera:INDEX such as camera:0, got '{parsed.target}'."
+            f"source {parsed.text}: expected {pattern} such as {example}, got '{parsed.target}'."
         )
-    query = parse_settings(parsed.query, CameraQuery, f"source {parsed.text}")
-    return Camera(
-        int(parsed.target),
-        width=query.width,
-        height=query.height,
-        fps=query.fps,
-        selection=selection,
-        uri=parsed.text,
-    )
+    return int(parsed.target)
+
+
+def _refuse_misplaced(parsed: SourceUri) -> None:
+    """Our options in the camera's own query would be ignored without a word; some cameras have a ``fps``, too."""
+    from edge_sdk.video.devices import RtspQuery
+
+    given = dict(parse_qsl(urlsplit(parsed.target).query, keep_blank_values=True))
+    for key in given:
+        if key in RtspQuery.model_fields and key != "fps":
+            raise RecipeError(
+                f"source {parsed.text}: '{key}' stands in the query of the camera's address.",
+                hint=f"Options of edge_sdk follow a '#': rtsp://host/path#{key}={given[key]}",
+            )
 
 
 def _path(parsed: SourceUri, selection: Selection) -> VideoSource:

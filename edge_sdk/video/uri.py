@@ -9,15 +9,27 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from edge_sdk.errors import RecipeError
 
-KINDS = "a path, file://PATH, camera:INDEX or synthetic:SCENE"
+KINDS = (
+    "a path, file://PATH, camera:INDEX, csi://INDEX, v4l2:///dev/videoN, rtsp://HOST/PATH or synthetic:SCENE"
+)
 
 # Two letters at least, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
+# A camera's device file, which users of other tools give as a plain path.
+_DEVICE = re.compile(r"/dev/(video\d+|v4l/[^?]+)(\?|$)")
+
 
 @dataclass(frozen=True, slots=True)
 class SourceUri:
-    """A URI in parts: ``scheme`` is ``path``, ``camera`` or ``synthetic``; ``target`` is what follows it."""
+    """A URI in parts.
+
+    Attributes:
+        text: the URI as messages may show it, without a password.
+        scheme: ``path``, ``camera``, ``csi``, ``v4l2``, ``rtsp`` or ``synthetic``.
+        target: what follows the scheme: a path, an index, a scene, or of ``rtsp`` the stream's whole address.
+        query: the options.
+    """
 
     text: str
     scheme: str
@@ -28,6 +40,9 @@ class SourceUri:
 def parse_source_uri(uri: str) -> SourceUri:
     """Take ``uri`` apart. An existing path is taken as it stands, even where its name holds ``?`` or ``:``.
 
+    Options follow a ``?``. An RTSP address may have a query of its own, which is the camera's: its options follow a
+    ``#``.
+
     Raises:
         RecipeError: an empty or malformed URI, or a scheme that no source has.
     """
@@ -37,9 +52,17 @@ def parse_source_uri(uri: str) -> SourceUri:
     if scheme in ("camera", "synthetic"):
         target, query = _split_query(uri.split(":", 1)[1], uri)
         return SourceUri(uri, scheme, target, query)
+    if scheme in ("csi", "v4l2"):
+        target, query = _split_query(uri.split(":", 1)[1], uri)
+        return SourceUri(uri, scheme, target.removeprefix("//"), query)
+    if scheme in ("rtsp", "rtsps"):
+        return _rtsp(uri)
     if scheme == "file":
         target, query = _split_query(uri, uri)
         return SourceUri(uri, "path", path_of_file_uri(target), query)
+    if _DEVICE.match(uri):
+        target, query = _split_query(uri, uri)
+        return SourceUri(uri, "v4l2", target, query)
     if _exists(uri):
         return SourceUri(uri, "path", uri, {})
     if scheme:
@@ -80,15 +103,37 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _split_query(text: str, uri: str) -> tuple[str, dict[str, str]]:
-    target, mark, tail = text.partition("?")
+def _rtsp(uri: str) -> SourceUri:
+    address = uri.partition("#")[0]
+    shown = without_password(uri)
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise RecipeError(f"source {shown}: {error}.") from None
+    if not host or re.search(r"[\s\x00-\x1f]", address):
+        raise RecipeError(f"source {shown}: expected rtsp://HOST/PATH without spaces.")
+    _, query = _split_query(uri, shown, "#")
+    return SourceUri(shown, "rtsp", address, query)
+
+
+def without_password(uri: str) -> str:
+    """``uri`` as it may be shown: a password is three stars."""
+    # Up to the last @ before the path: a password may hold an @ of its own.
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^:/@]*):[^/]*@", r"\1:***@", uri)
+
+
+def _split_query(text: str, uri: str, sign: str = "?") -> tuple[str, dict[str, str]]:
+    target, mark, tail = text.partition(sign)
     if not mark:
         return target, {}
     try:
         pairs = parse_qsl(tail, keep_blank_values=True, strict_parsing=True)
     except ValueError as error:
-        raise RecipeError(f"source {uri}: expected ?key=value&key=value, got '?{tail}' ({error}).") from None
+        raise RecipeError(
+            f"source {uri}: expected {sign}key=value&key=value, got '{sign}{tail}' ({error})."
+        ) from None
     query = dict(pairs)
     if len(query) != len(pairs):
-        raise RecipeError(f"source {uri}: a key is given twice in '?{tail}'.")
+        raise RecipeError(f"source {uri}: a key is given twice in '{sign}{tail}'.")
     return target, query

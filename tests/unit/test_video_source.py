@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,8 +158,8 @@ def test_bad_path(videos: Path, name: str, error: type[EdgeSdkError], message: s
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("", "expected a path, file://PATH, camera:INDEX or synthetic:SCENE, got ''"),
-        ("rtsp://host/stream", "unknown scheme 'rtsp', expected a path"),
+        ("", "expected a path, file://PATH, camera:INDEX, csi://INDEX, .* or synthetic:SCENE, got ''"),
+        ("http://host/stream", "unknown scheme 'http', expected a path"),
         ("camera:front", "expected camera:INDEX such as camera:0, got 'front'"),
         ("camera:-1", "got '-1'"),
         ("camera:0?hight=720", "unknown key 'hight', did you mean 'height'"),
@@ -187,7 +188,7 @@ def test_bad_uri(uri: str, message: str) -> None:
         ({"start": True}, "`start`: .* got True"),
     ],
 )
-def test_bad_selection(values: dict[str, int], message: str) -> None:
+def test_bad_selection(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         open_source("synthetic:shapes", **values)
 

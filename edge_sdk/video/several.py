@@ -1,0 +1,202 @@
+"""Several sources read in turn, so that none starves and none stops the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from edge_sdk.errors import ClosedError, EdgeSdkError, RecipeError, VideoError
+from edge_sdk.video.base import VideoSource
+from edge_sdk.video.frame import Frame
+from edge_sdk.video.live import LiveSource
+from edge_sdk.video.source import open_source
+from edge_sdk.video.watchdog import OnEvent
+
+_log = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+
+
+class SeveralSources(Generic[K]):
+    """Frames of several sources as pairs of stream and frame, in turn over those that have a new one::
+
+        with open_sources({"door": "csi://0", "yard": "rtsp://10.0.0.7/live"}) as cameras:
+            for name, frame in cameras:
+                ...
+
+    Live sources never wait for one another: one that stalls has no frame, and the others go on. A file or a scene has
+    a frame whenever it is its turn. A stream that ends or fails is left out from then on; what it raised is kept in
+    ``errors`` and logged. ``seq`` is each stream's own.
+
+    Args:
+        sources: opened sources by the name of the stream; :meth:`close` closes them.
+        errors: streams that are missing from the start.
+
+    Raises:
+        RecipeError: no sources.
+    """
+
+    def __init__(
+        self, sources: Mapping[K, VideoSource], *, errors: Mapping[K, EdgeSdkError] | None = None
+    ) -> None:
+        if not sources:
+            raise RecipeError("sources: expected at least one, got none.")
+        self.sources: dict[K, VideoSource] = dict(sources)
+        self.errors: dict[K, EdgeSdkError] = dict(errors or {})
+        self._news = threading.Event()
+        self._closed = False
+
+    def __iter__(self) -> Iterator[tuple[K, Frame]]:
+        """Read on until every stream has ended.
+
+        Raises:
+            VideoError: every stream has failed.
+            ClosedError: it was closed.
+        """
+        self._require_open()
+        with ExitStack() as stack:
+            takers: dict[K, Callable[[], Frame | None]] = {}
+            for name, source in self.sources.items():
+                if name in self.errors:
+                    continue
+                if isinstance(source, LiveSource):
+                    stack.callback(source.listen(self._news.set))
+                    takers[name] = _live_taker(source)
+                else:
+                    takers[name] = _taker(source)
+            yield from self._turns(takers)
+
+    def _turns(self, takers: dict[K, Callable[[], Frame | None]]) -> Iterator[tuple[K, Frame]]:
+        order = list(takers)
+        while order:
+            # Cleared before looking: what comes while we look sets it again.
+            self._news.clear()
+            idle = 0
+            while order and idle < len(order):
+                name = order.pop(0)
+                try:
+                    frame = takers[name]()
+                except StopIteration:
+                    continue
+                except EdgeSdkError as error:
+                    self._require_open()
+                    self._fail(name, error)
+                    continue
+                order.append(name)
+                if frame is None:
+                    idle += 1
+                    continue
+                idle = 0
+                yield name, frame
+                self._require_open()
+            if order:
+                self._news.wait()
+                self._require_open()
+        if len(self.errors) >= len(self.sources.keys() | self.errors.keys()):
+            told = "; ".join(f"{name}: {error}" for name, error in self.errors.items())
+            raise VideoError(f"sources: every stream has failed: {told}")
+
+    def _fail(self, name: K, error: EdgeSdkError) -> None:
+        self.errors[name] = error
+        _log.error("stream %s is left out: %s", name, error)
+        # Not closed here: that may wait for a driver that hangs, and the others would wait with it.
+
+    def close(self) -> None:
+        """Close all sources; closing twice does nothing, and one that fails does not keep the others open."""
+        self._closed = True
+        self._news.set()
+        # At the same time, since each may have to wait for its driver.
+        threads = [
+            threading.Thread(target=source.close, name=f"edge-sdk-close {name}", daemon=True)
+            for name, source in self.sources.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("sources: they are closed.", hint="Open them again with open_sources().")
+
+    def __enter__(self) -> SeveralSources[K]:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_sources(
+    uris: Mapping[K, str | Path],
+    *,
+    required: bool = True,
+    limit: int | None = None,
+    on_event: OnEvent | None = None,
+) -> SeveralSources[K]:
+    """Open several sources, all at the same time.
+
+    Args:
+        uris: what to open, see :func:`~edge_sdk.video.source.open_source`, by the name of the stream.
+        required: whether each must open; else those that cannot are in ``errors`` from the start, as long as one can.
+        limit: most frames of each stream.
+        on_event: told of every live source's changes; ``SourceEvent.uri`` says which one.
+
+    Raises:
+        RecipeError: no URIs, or one that is malformed, required or not.
+        EdgeSdkError: what the first one that cannot be opened raised; those already open are closed.
+    """
+    opened: dict[K, VideoSource] = {}
+    errors: dict[K, EdgeSdkError] = {}
+
+    def work(name: K, uri: str | Path) -> None:
+        try:
+            opened[name] = open_source(uri, limit=limit, on_event=on_event)
+        except EdgeSdkError as error:
+            errors[name] = error
+
+    threads = [
+        threading.Thread(target=work, args=item, name=f"edge-sdk-open {item[0]}", daemon=True)
+        for item in uris.items()
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+        wrong = [name for name in uris if isinstance(errors.get(name), RecipeError)]
+        if errors and (required or wrong or not opened):
+            first = next(name for name in (wrong or uris) if name in errors)
+            raise errors[first]
+        return SeveralSources({name: opened[name] for name in uris if name in opened}, errors=errors)
+    except BaseException:
+        for source in opened.values():
+            source.close()
+        raise
+
+
+def _live_taker(source: LiveSource) -> Callable[[], Frame | None]:
+    left = source.frame_count
+
+    def take() -> Frame | None:
+        nonlocal left
+        if left == 0:
+            raise StopIteration
+        frame = source.take(0)
+        if frame is not None and left is not None:
+            left -= 1
+        return frame
+
+    return take
+
+
+def _taker(source: VideoSource) -> Callable[[], Frame | None]:
+    frames = iter(source)
+    return lambda: next(frames)
