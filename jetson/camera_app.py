@@ -1,0 +1,301 @@
+"""A camera application: from a camera's frames to answers, for as long as the device is on.
+
+The shortest one, which the README explains::
+
+    import sys
+    from contextlib import suppress
+
+    from edge_sdk import EdgeRunner, open_sink, open_source
+    from edge_sdk.video.signals import Stopped, exit_on_signals
+
+    bundle, source, out = sys.argv[1:]
+    with exit_on_signals(), EdgeRunner(bundle) as runner, open_source(source) as camera:
+        with open_sink(out, fps=camera.fps, size_hw=camera.size_hw) as video, suppress(KeyboardInterrupt, Stopped):
+            for frame, result in runner.stream(camera):
+                video.write(result.plot(frame.image))
+                print(frame.seq, result.kind.value, f"{result.times.total_ms:.1f} ms")
+
+The rest of this file is the full one, to be copied and changed: :func:`use` is where your code goes. It goes on when a
+step fails or your code raises, tells systemd that it makes progress, logs what the camera does, and releases it however
+it ends. ``edge-sdk-camera.service`` runs it as a service::
+
+    python jetson/camera_app.py my_pair "csi://0?width=640&height=480&fps=30" --threaded --background 1
+
+Exit codes: 0 a signal or the end of a file, 2 wrong input, 69 the camera cannot be opened or is lost, 70 a defect,
+75 the GPU needs a new process. 69, 70 and 75 are worth another start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Annotated
+
+import typer
+
+from edge_sdk import (
+    BackgroundKeyframes,
+    EdgeRunner,
+    EverySchedule,
+    Frame,
+    Result,
+    open_sink,
+    open_source,
+)
+from edge_sdk.cli.options import BundlePath, EngineName, Limit, Source, Threads
+from edge_sdk.cli.report import run_verb
+from edge_sdk.cli.run import check_size
+from edge_sdk.errors import DeviceLostError, EngineError, VideoError
+from edge_sdk.systemd import Notifier
+from edge_sdk.video import LiveSource, VideoSink, VideoSource
+from edge_sdk.video.signals import Stopped, exit_on_signals
+
+CAMERA_LOST = 69  # EX_UNAVAILABLE of sysexits.h
+TICK_S = 1.0
+REPORT_S = 10.0
+# So many steps that fail one after the other are no accident.
+MOST_FAILURES = 10
+
+_log = logging.getLogger("camera_app")
+
+
+def use(frame: Frame, result: Result) -> None:
+    """Your code: what is done with each answer. ``result`` is valid during this call; ``result.copy()`` keeps it."""
+
+
+class CameraApp:
+    """The loop between a source and a runner, both open, and what becomes of the answers.
+
+    Args:
+        runner: answers the frames.
+        source: where frames come from.
+        notifier: told that there is progress.
+        sink: gets the annotated frames; None draws nothing.
+        woken: read and draw while the next frame is computed; the runner then has a thread of its own, and sets this
+            from its ``on_result``.
+        limit: stop after this many answers.
+    """
+
+    def __init__(
+        self,
+        runner: EdgeRunner,
+        source: VideoSource,
+        notifier: Notifier,
+        *,
+        sink: VideoSink | None = None,
+        woken: threading.Event | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._runner, self._source, self._notifier, self._sink = runner, source, notifier, sink
+        self._woken, self._limit = woken, limit
+        self.frames = self.failures = self.use_errors = 0
+        self._state_age = 0
+        self._failed_in_a_row = 0
+        self._reported = (time.monotonic(), 0)
+
+    def run(self) -> None:
+        """Until the source or the limit ends it.
+
+        Raises:
+            VideoError: the camera is lost; its exit code says so.
+            DeviceLostError: the GPU needs a new process.
+            EngineError: too many steps have failed one after the other.
+        """
+        self._notifier.ready()
+        for answer in self._serial() if self._woken is None else self._parallel(self._woken):
+            # A tick without an answer is progress too, where none is due: the source's watchdog sees to the camera.
+            self._notifier.alive()
+            if answer is not None:
+                self._handle(*answer)
+            self._report()
+            if self._limit is not None and self.frames >= self._limit:
+                return
+
+    def _serial(self) -> Iterator[tuple[Frame, Result] | None]:
+        for frame in frames_of(self._source):
+            if frame is None:
+                yield None
+                continue
+            with self._survived():
+                yield frame, self._runner(frame)
+
+    def _parallel(self, woken: threading.Event) -> Iterator[tuple[Frame, Result] | None]:
+        """A live source is asked for its newest frame while the last one is computed; a file's frames all count."""
+        source = self._source
+        if not isinstance(source, LiveSource):
+            yield from self._serial()
+            return
+        waiting: dict[int, Frame] = {}
+        answered = -1
+        with ExitStack() as stack:
+            stack.callback(source.listen(woken.set))
+            while True:
+                woken.clear()
+                with camera_errors():
+                    frame = source.take(0)
+                if frame is not None:
+                    waiting[frame.seq] = frame
+                    self._runner.submit(frame)
+                result = None
+                with self._survived(waiting):
+                    result = self._runner.latest(after=answered, timeout_s=0)
+                if result is not None:
+                    answered = result.seq
+                    yield waiting[answered], result
+                    waiting = {seq: kept for seq, kept in waiting.items() if seq > answered}
+                elif not waiting:
+                    yield None  # where a frame waits for its answer, only the answer is progress
+                woken.wait(TICK_S)
+
+    @contextmanager
+    def _survived(self, waiting: dict[int, Frame] | None = None) -> Iterator[None]:
+        """A step that fails costs its frame; the next one is a keyframe."""
+        try:
+            yield
+        except DeviceLostError:
+            raise
+        except EngineError as error:
+            self.failures += 1
+            self._failed_in_a_row += 1
+            _log.error("a step failed (%d in a row): %s", self._failed_in_a_row, error)
+            if self._failed_in_a_row >= MOST_FAILURES:
+                raise
+            if waiting is not None:
+                waiting.clear()
+
+    def _handle(self, frame: Frame, result: Result) -> None:
+        self._failed_in_a_row = 0
+        self.frames += 1
+        self._state_age = result.state_age
+        if self._sink is not None:
+            self._sink.write(result.plot(frame.image))
+        try:
+            use(frame, result)
+        except Exception:  # noqa: BLE001  (your code's own; it must not end the stream)
+            self.use_errors += 1
+            level = logging.ERROR if self.use_errors == 1 else logging.DEBUG
+            _log.log(level, "use() failed for frame %d", frame.seq, exc_info=True)
+
+    def _report(self) -> None:
+        """One line in the log and in ``systemctl status`` now and then."""
+        now_s, (then_s, then_frames) = time.monotonic(), self._reported
+        if now_s - then_s < REPORT_S:
+            return
+        self._reported = (now_s, self.frames)
+        rate = (self.frames - then_frames) / (now_s - then_s)
+        line = f"{self.frames} frames, {rate:.1f}/s, state {self._state_age} frames old, {self.failures} failed steps"
+        if isinstance(self._source, LiveSource):
+            stats = self._source.stats
+            line += (
+                f"; camera {self._source.state.value}, {stats.dropped} dropped, {stats.reconnects} reconnects"
+            )
+        self._notifier.status(line)
+        _log.info("%s", line)
+
+
+def frames_of(source: VideoSource) -> Iterator[Frame | None]:
+    """The frames of ``source``; of a live one the newest, and None each second in which none came."""
+    if not isinstance(source, LiveSource):
+        yield from source
+        return
+    while True:
+        with camera_errors():
+            frame = source.take(TICK_S)
+        yield frame
+
+
+@contextmanager
+def camera_errors() -> Iterator[None]:
+    """Give errors of the camera their own exit code: unlike other wrong input, they may be over at the next start."""
+    try:
+        yield
+    except VideoError as error:
+        error.exit_code = CAMERA_LOST
+        raise
+
+
+def camera_app(
+    bundle: BundlePath,
+    source: Source,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Annotated video (.mp4, .avi), or a folder for PNGs, ending in '/'."),
+    ] = None,
+    interval: Annotated[
+        int | None, typer.Option("--interval", min=1, help="A keyframe every K frames.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="Runtime: onnxruntime or tensorrt.")
+    ] = "onnxruntime",
+    engine: EngineName = None,
+    threads: Threads = None,
+    threaded: Annotated[
+        bool, typer.Option("--threaded", help="Read and draw while the next frame is computed.")
+    ] = False,
+    background: Annotated[
+        int | None,
+        typer.Option("--background", min=1, help="Keyframes beside the frames, on so many CPU threads."),
+    ] = None,
+    limit: Limit = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Answer a camera's frames until a signal comes."""
+    # journald stamps lines itself.
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format=f"{stamp}%(levelname)s %(name)s: %(message)s", force=True)
+    woken = threading.Event() if threaded else None
+    runner = EdgeRunner(
+        bundle,
+        backend=backend,
+        engine=engine,
+        schedule=None if interval is None else EverySchedule(interval=interval),
+        threads=threads,
+        background=None if background is None else BackgroundKeyframes(threads=background),
+        threaded=threaded or None,
+        on_result=None if woken is None else lambda _: woken.set(),
+    )
+    notifier = Notifier()
+    with exit_on_signals(), suppress(Stopped, KeyboardInterrupt):
+        open_and_run(runner, source, notifier, out=out, limit=limit, woken=woken)
+    notifier.stopping()
+    _log.info("stopped")
+
+
+def open_and_run(
+    runner: EdgeRunner,
+    uri: str,
+    notifier: Notifier,
+    *,
+    out: str | None,
+    limit: int | None,
+    woken: threading.Event | None,
+) -> None:
+    """Open everything, run, and close everything, whatever happens."""
+    with ExitStack() as opened:
+        # The camera first: what is wrong with it shows before engines are loaded.
+        with camera_errors():
+            source = opened.enter_context(open_source(uri))
+        check_size(runner.bundle, source)
+        opened.enter_context(runner)
+        sink = None
+        if out is not None:
+            sink = opened.enter_context(open_sink(out, fps=source.fps, size_hw=source.size_hw))
+        app = CameraApp(runner, source, notifier, sink=sink, woken=woken, limit=limit)
+        _log.info("running %s on %s", runner.bundle.path, source.uri)
+        try:
+            app.run()
+        except (Stopped, KeyboardInterrupt):
+            # This is how a camera's run ends: what was written is kept. Without a frame there is nothing to keep.
+            if app.frames == 0:
+                raise
+        finally:
+            _log.info("%d frames, %d failed steps", app.frames, app.failures)
+
+
+if __name__ == "__main__":
+    run_verb(camera_app)
