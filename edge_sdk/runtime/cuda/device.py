@@ -74,6 +74,10 @@ class CudaDevice:
     it was. Everything else that needs the GPU happens inside such a block. The device is closed when the last of its
     users has left.
 
+    Attributes:
+        stream: the main stream; None when closed. Nobody else may hold it: it ends with the last reference, and an
+            error's traceback can hold one for long.
+
     Raises:
         DependencyError: pycuda is not installed.
         EngineError: there is no GPU, or it gives no context.
@@ -86,7 +90,6 @@ class CudaDevice:
         self._owner = threading.get_ident()
         self._users = 0
         self._lost: str | None = None
-        self._outlived = False
         self._resources: list[Any] = []
         try:
             self.driver.init()
@@ -100,7 +103,7 @@ class CudaDevice:
             ) from error
         try:
             with self:
-                self.main: Any = self.driver.Stream(_NON_BLOCKING)
+                self.stream: Any = self.driver.Stream(_NON_BLOCKING)
                 self._prefer_main()
         except BaseException:
             self.native.release(self._context)
@@ -211,10 +214,6 @@ class CudaDevice:
         if self._users == 0:
             self.close()
 
-    def outlive(self) -> None:
-        """Keep the context retained when the device is closed: somebody reads memory that would go with it."""
-        self._outlived = True
-
     @property
     def closed(self) -> bool:
         """Whether it has been closed."""
@@ -223,14 +222,13 @@ class CudaDevice:
     def _end(self) -> None:
         context, self._context = self._context, None
         context.push()
-        self.main = None
+        self.stream = None
         context.pop()
-        if not self._outlived:
-            self.native.release(context)
+        self.native.release(context)
 
     def _prefer_main(self) -> None:
         try:
-            self.native.prefer(self.main.handle)
+            self.native.prefer(self.stream.handle)
         except (NativeError, AttributeError) as error:  # a driver before CUDA 12 has no such function
             self.report.priorities = f"all streams have the same: {error}"
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from edge_sdk.errors import ClosedError, EngineError
 from edge_sdk.runtime.cuda.closing import close_in_order
@@ -85,7 +84,7 @@ class CudaEngine(ABC):
             if not isinstance(buffer, CudaBuffer) or buffer.device is not self.device or buffer.closed:
                 raise EngineError(f"bind: the buffer for '{name}' is closed or not of this engine's device.")
             mine[name] = buffer
-        step = CudaStep(self, mine, self._stream(lane))
+        step = CudaStep(self, mine, self._lane(lane))
         self._steps.append(step)
         return step
 
@@ -116,14 +115,14 @@ class CudaEngine(ABC):
             with self.device:
                 self.release()
 
-    def _stream(self, lane: Lane | None) -> Any:
+    def _lane(self, lane: Lane | None) -> CudaDevice | CudaLane:
         if lane is None:
-            return self.device.main
+            return self.device
         if not isinstance(lane, CudaLane) or lane.device is not self.device:
             raise EngineError(f"bind: expected a lane of this engine's device, got {type(lane).__name__}.")
         if lane.stream is None:
             raise ClosedError("lane: it is closed.")
-        return lane.stream
+        return lane
 
     def _check_open(self) -> None:
         if self._closed:

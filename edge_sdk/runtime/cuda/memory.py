@@ -7,7 +7,6 @@ that are views of it stay readable when the GPU is gone.
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from edge_sdk.errors import EngineError
 from edge_sdk.runtime.cuda.closing import close_in_order
-from edge_sdk.runtime.cuda.device import CudaDevice, MemoryName
+from edge_sdk.runtime.cuda.device import CudaDevice, CudaLane, MemoryName
 from edge_sdk.runtime.engine import ALIGNMENT_BYTES
 from edge_sdk.tensors import TensorSpec
 
@@ -35,7 +34,7 @@ class CudaBuffer:
         host: the host's side; None where there is none.
         copied: the two sides are different memory, so a step copies between them.
         release: gives the memory back; called once, on the device's thread, with its context current.
-        attach: ties memory that moves by itself to a stream; None where there is no such thing.
+        attach: ties memory that moves by itself to the stream of a handle; None where there is no such thing.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class CudaBuffer:
         *,
         copied: bool,
         release: Callable[[], None],
-        attach: Callable[[Any], None] | None = None,
+        attach: Callable[[int], None] | None = None,
     ) -> None:
         if address % ALIGNMENT_BYTES:
             release()
@@ -56,7 +55,7 @@ class CudaBuffer:
         self._host = host
         self._release: Callable[[], None] | None = release
         self._attach = attach
-        self._stream: Any = None
+        self._lane: CudaDevice | CudaLane | None = None
         device.keep(self)
 
     @property
@@ -80,27 +79,29 @@ class CudaBuffer:
         """Whether its memory has been given back."""
         return self._release is None
 
-    def attach(self, stream: Any) -> None:
-        """Say that steps of ``stream`` use it, and of no other: the host may touch it whenever that one is idle.
+    def attach(self, lane: CudaDevice | CudaLane) -> None:
+        """Say that steps of one stream use it, and of no other: the host may touch it whenever that one is idle.
 
         Raises:
             EngineError: it has been attached to another stream.
         """
-        if self._attach is None or self._stream is stream:
+        if self._attach is None or self._lane is lane:
             return
-        if self._stream is not None:
+        if self._lane is not None:
             raise EngineError(
                 f"buffer '{self.spec.name}': managed memory belongs to the steps of one stream, "
                 "it is bound to two.",
                 hint="Give each lane buffers of its own, or use memory='pinned'.",
             )
-        self._attach(stream)
-        self._stream = stream
+        self._attach(lane.stream.handle)
+        self._lane = lane
 
     def close(self) -> None:
         """Give the memory back; closing twice does nothing. A host side that somebody still holds stays readable."""
         release, self._release = self._release, None
-        self._host = self._attach = self._stream = None
+        self._host = self._attach = self._lane = (
+            None  # where the host's side is all there is, it goes with this
+        )
         if release is not None:
             self.device.forget(self)
             if not self.device.lost:
@@ -154,31 +155,17 @@ def mapped(device: CudaDevice, spec: TensorSpec) -> CudaBuffer:
 
 
 def managed(device: CudaDevice, spec: TensorSpec) -> CudaBuffer:
-    """Memory that the driver moves, or shares, between host and device.
-
-    It is the driver's: while somebody holds a result that is a view of it, the GPU's context stays retained.
-    """
-    driver = device.driver
-    flags = driver.mem_attach_flags
-    memory = driver.managed_empty((max(1, spec.size_bytes),), np.uint8, mem_flags=flags.GLOBAL)
-    memory[:] = 0
-    allocation = memory.base
-    seen = weakref.ref(memory)
-    host = memory[: spec.size_bytes].view(spec.dtype).reshape(spec.shape)
-    kept: list[Any] = [memory, allocation]
-    del memory
-
-    def release() -> None:
-        kept.clear()
-        if seen() is not None:
-            device.outlive()
-
-    def attach(stream: Any) -> None:
-        kept[1].attach(flags.SINGLE, stream)
-
+    """Memory that the driver moves, or shares, between host and device; it lives until its last view is gone."""
+    native = device.native
+    memory: Any = native.managed(device.options.device, max(1, spec.size_bytes))
+    pages = np.frombuffer(memory, np.uint8)
+    pages[:] = 0
+    host = pages[: spec.size_bytes].view(spec.dtype).reshape(spec.shape)
+    address = pages.ctypes.data
     return CudaBuffer(
-        device, spec, int(allocation.get_device_pointer()), host, copied=False, release=release, attach=attach
-    )
+        device, spec, address, host, copied=False, release=lambda: None,
+        attach=lambda stream: native.attach(stream, address),
+    )  # fmt: skip
 
 
 KINDS: dict[MemoryName, Memory] = {"pinned": pinned, "mapped": mapped, "managed": managed}
@@ -225,7 +212,7 @@ def measure(
 
     The device's part is a copy from one buffer to another. The device's context is current.
     """
-    driver, stream = device.driver, device.main
+    driver = device.driver
     image, answer = (np.zeros(spec.shape, spec.dtype) for _ in range(2))
     times = []
     source = kind(device, spec)
@@ -233,17 +220,17 @@ def measure(
         target = kind(device, spec)
         try:
             for buffer in (source, target):
-                buffer.attach(stream)
-            stream.synchronize()
+                buffer.attach(device)
+            device.stream.synchronize()
             for _ in range(_WARM_UP + _ROUNDS):
                 began = clock()
                 np.copyto(source.host, image)
                 if source.copied:
-                    driver.memcpy_htod_async(source.address, source.host, stream)
-                driver.memcpy_dtod_async(target.address, source.address, spec.size_bytes, stream)
+                    driver.memcpy_htod_async(source.address, source.host, device.stream)
+                driver.memcpy_dtod_async(target.address, source.address, spec.size_bytes, device.stream)
                 if target.copied:
-                    driver.memcpy_dtoh_async(target.host, target.address, stream)
-                stream.synchronize()
+                    driver.memcpy_dtoh_async(target.host, target.address, device.stream)
+                device.stream.synchronize()
                 np.copyto(answer, target.host)
                 times.append(clock() - began)
         finally:

@@ -1,24 +1,33 @@
 """What pycuda has no (working) function for, asked of the CUDA driver itself.
 
-``register_host_memory`` fails with NumPy 2 (pycuda 2024.1 to 2026.1), streams have no priorities, and a primary context
-that is released stays on the thread's stack.
+``register_host_memory`` crashes with NumPy 2 (pycuda 2024.1 to 2026.1), streams have no priorities, a primary context
+that is released stays on the thread's stack, and managed memory can only be freed by the thread that took it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any
 
 from edge_sdk.gpu import DRIVER
 
 # Of cuda.h: CU_MEMHOSTREGISTER_DEVICEMAP, CU_LAUNCH_ATTRIBUTE_PRIORITY, and the size of CUlaunchAttributeValue.
 _DEVICE_MAP, _PRIORITY, _ATTRIBUTE_BYTES = 2, 8, 64
+# CU_MEM_ATTACH_GLOBAL and CU_MEM_ATTACH_SINGLE.
+_GLOBAL, _SINGLE = 1, 4
 # Every function that is used, by its name in the library.
 FUNCTIONS = (
     "cuGetErrorString",
     "cuCtxGetCurrent",
+    "cuCtxPushCurrent_v2",
     "cuCtxPopCurrent_v2",
     "cuCtxGetStreamPriorityRange",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuMemAllocManaged",
+    "cuMemFree_v2",
+    "cuStreamAttachMemAsync",
     "cuMemHostRegister_v2",
     "cuMemHostUnregister",
     "cuMemHostGetDevicePointer_v2",
@@ -62,6 +71,30 @@ class NativeDriver:
         self._call("cuMemHostGetDevicePointer_v2", ctypes.byref(found), ctypes.c_void_p(address), 0)
         return found.value
 
+    def managed(self, device: int, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+        """Managed memory, at the same address for the host and the device.
+
+        It is freed when the last thing that refers to it is gone, in whatever thread that happens; until then it keeps
+        the device's primary context.
+
+        Raises:
+            NativeError: there is not enough, or the device has none.
+        """
+        address, context = ctypes.c_uint64(), ctypes.c_void_p()
+        self._call("cuMemAllocManaged", ctypes.byref(address), ctypes.c_size_t(size_bytes), _GLOBAL)
+        memory = (ctypes.c_ubyte * size_bytes).from_address(address.value)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        weakref.finalize(memory, self._free, address, context, device).atexit = False
+        return memory
+
+    def attach(self, stream: int, address: int) -> None:
+        """Tie managed memory to a stream: the host may touch it whenever that stream is idle, whatever others do.
+
+        Raises:
+            NativeError: it is no managed memory.
+        """
+        self._call("cuStreamAttachMemAsync", ctypes.c_void_p(stream), ctypes.c_uint64(address), 0, _SINGLE)
+
     def prefer(self, stream: int) -> None:
         """Give a stream the highest priority there is; without this a stream has the lowest.
 
@@ -84,6 +117,14 @@ class NativeDriver:
         if self._current() == handle != before:
             popped = ctypes.c_void_p()
             self._call("cuCtxPopCurrent_v2", ctypes.byref(popped))
+
+    def _free(self, address: ctypes.c_uint64, context: ctypes.c_void_p, device: int) -> None:
+        # A finaliser has nobody to tell of errors, and a GPU that has failed gives some.
+        library, popped = self._library, ctypes.c_void_p()
+        if not library.cuCtxPushCurrent_v2(context):
+            library.cuMemFree_v2(address)
+            library.cuCtxPopCurrent_v2(ctypes.byref(popped))
+        library.cuDevicePrimaryCtxRelease_v2(device)
 
     def _current(self) -> int | None:
         found = ctypes.c_void_p()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_sdk.errors import ClosedError, EngineError
 from edge_sdk.runtime.cuda.closing import close_in_order
+from edge_sdk.runtime.cuda.device import CudaDevice, CudaLane
 from edge_sdk.runtime.cuda.graphs import CudaGraph, GraphRefusedError
 from edge_sdk.runtime.cuda.memory import CudaBuffer
 from edge_sdk.tensors import TensorSpec
@@ -44,8 +45,10 @@ class CudaStep:
         gpu_ms: the GPU's time for the last run that was waited for, without the copies, in milliseconds.
     """
 
-    def __init__(self, engine: CudaEngine, buffers: Mapping[str, CudaBuffer], stream: Any) -> None:
-        self._engine, self._device, self._stream = engine, engine.device, stream
+    def __init__(
+        self, engine: CudaEngine, buffers: Mapping[str, CudaBuffer], lane: CudaDevice | CudaLane
+    ) -> None:
+        self._engine, self._device, self._lane = engine, engine.device, lane
         self._buffers = dict(buffers)
         self._copies_in = self._copied(engine.inputs)
         self._copies_out = self._copied(engine.outputs)
@@ -58,7 +61,7 @@ class CudaStep:
         try:
             with device:
                 for buffer in self._buffers.values():
-                    buffer.attach(stream)
+                    buffer.attach(lane)
                 flags = driver.event_flags
                 waiting = flags.DISABLE_TIMING | (0 if device.options.spin else flags.BLOCKING_SYNC)
                 self._began, self._ended = driver.Event(), driver.Event()
@@ -90,21 +93,23 @@ class CudaStep:
             raise ClosedError(f"step of {self._engine.path}: it is closed.")
         if self._pending:
             raise EngineError("step: it was started again before it was waited for.")
-        device, stream = self._device, self._stream
+        device, lane = self._device, self._lane
         driver = device.driver
+        if lane.stream is None:
+            raise ClosedError("lane: it is closed.")
         try:
             with device:
                 for address, host in self._copies_in:
-                    driver.memcpy_htod_async(address, host, stream)
-                self._began.record(stream)
+                    driver.memcpy_htod_async(address, host, lane.stream)
+                self._began.record(lane.stream)
                 if self._graph is None:
-                    self._execution.enqueue(stream.handle)
+                    self._execution.enqueue(lane.stream.handle)
                 else:
                     self._graph.launch()
-                self._ended.record(stream)
+                self._ended.record(lane.stream)
                 for address, host in self._copies_out:
-                    driver.memcpy_dtoh_async(host, address, stream)
-                self._done.record(stream)
+                    driver.memcpy_dtoh_async(host, address, lane.stream)
+                self._done.record(lane.stream)
         except device.errors as error:
             raise device.failure(f"step of {self._engine.path}", error) from error
         self._pending = True
@@ -186,7 +191,7 @@ class CudaStep:
             close_in_order(self._drop_graph, execution.close if execution else lambda: None, self._drop)
 
     def _drop(self) -> None:
-        self._began = self._ended = self._done = self._stream = None
+        self._began = self._ended = self._done = None
         self._buffers.clear()
         self._copies_in = self._copies_out = ()
 
@@ -203,7 +208,7 @@ class CudaStep:
     def _capture(self) -> None:
         """Once: a refusal is kept and told, and the step goes on without a graph."""
         self._may_capture = False
-        execution, handle = self._execution, self._stream.handle
+        execution, handle = self._execution, self._lane.stream.handle
         if execution is None:
             return
         try:

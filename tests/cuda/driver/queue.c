@@ -257,6 +257,16 @@ CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, int pr
     LEAVE(create(stream, flags, priority));
 }
 
+/* Of the attributes, priority alone. */
+CUresult cuStreamSetAttribute(CUstream handle, CUstreamAttrID attribute, const CUstreamAttrValue *value)
+{
+    ENTER();
+    Stream *stream = sim_stream(handle);
+    if (!stream || attribute != CU_LAUNCH_ATTRIBUTE_PRIORITY) LEAVE(CUDA_ERROR_INVALID_VALUE);
+    stream->priority = value->priority;
+    LEAVE(CUDA_SUCCESS);
+}
+
 CUresult cuStreamGetPriority(CUstream handle, int *priority)
 {
     ENTER();

@@ -12,6 +12,7 @@ World world = {.mode = LATE, .patience = 2, .seed = 1};
 typedef struct {
     const char *name;
     long calls;
+    long last;        /* number of its last call among all calls */
     long fails_after; /* calls that still succeed; -1 where none is to fail */
     CUresult result;
     bool sticky;
@@ -26,6 +27,7 @@ enum { MAX_CALLS = 256, MAX_PROBLEMS = 32, REPORT_BYTES = 65536 };
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static Call calls[MAX_CALLS];
 static Problem problems[MAX_PROBLEMS];
+static long total;
 
 void sim_lock(void) { pthread_mutex_lock(&mutex); }
 void sim_unlock(void) { pthread_mutex_unlock(&mutex); }
@@ -56,6 +58,7 @@ CUresult sim_enter(const char *name, bool needs_context)
     sim_lock();
     Call *call = call_named(name);
     call->calls++;
+    call->last = ++total;
     if (call->fails_after >= 0 && call->fails_after-- == 0) {
         if (call->sticky) world.sticky = call->result;
         return call->result;
@@ -138,7 +141,7 @@ const char *sim_report(void)
     bool first = true;
     for (Call *call = calls; call->name; call++) {
         if (!call->calls) continue;
-        used = print(text, used, "%s\"%s\": %ld", first ? "" : ", ", call->name, call->calls);
+        used = print(text, used, "%s\"%s\": [%ld, %ld]", first ? "" : ", ", call->name, call->calls, call->last);
         first = false;
     }
     for (Block *b = world.blocks; b; b = b->next) blocks += b->live;

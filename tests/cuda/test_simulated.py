@@ -1,0 +1,59 @@
+"""The CUDA files on real pycuda over a simulated driver: each file of ``inside`` in a process of its own.
+
+The dynamic loader finds the driver when a process starts, and this one must not have a GPU that is none.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.cuda import prepare
+
+FILES = sorted((Path(__file__).parent / "inside").glob("test_*.py"))
+TIMEOUT_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """Made here and not in a test: compiling pycuda for the first time takes longer than one test may."""
+    return prepare.environment(EDGE_SDK_SIMULATED_CUDA="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.timeout(1200)
+def test_the_driver_and_pycuda_can_be_made(environment: dict[str, str]) -> None:
+    code = "import pycuda.driver as drv; drv.init(); print(drv.Device(0).name())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.strip() == "Simulated GPU", done.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem.removeprefix("test_"))
+def test_inside(file: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    results = tmp_path / "results.xml"
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-m",
+        "pytest",
+        str(file),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, f"--junitxml={results}"],
+        env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    suite = ElementTree.parse(results).getroot().find("testsuite")
+    assert suite is not None
+    assert int(suite.attrib["tests"]) > 0
+    # Nothing that stands here may pass by being skipped.
+    assert suite.attrib["skipped"] == "0", done.stdout[-2000:]
