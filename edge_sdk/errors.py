@@ -107,5 +107,11 @@ class DeviceLostError(EngineError):
     exit_code = 75
 
 
+class ServeError(EdgeSdkError, OSError):
+    """The live page cannot be served where it was asked for."""
+
+    __str__ = Exception.__str__
+
+
 class ClosedError(EdgeSdkError, RuntimeError):
     """A runner, source or sink was used after ``close()`` or outside its ``with`` block."""

@@ -45,3 +45,18 @@ Resume = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the engine.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Stop after this many frames.")]
+Serve = Annotated[
+    str | None,
+    typer.Option(
+        "--serve",
+        metavar="[HOST:]PORT",
+        help="Show the run as a live page; on this machine alone unless HOST is given (0.0.0.0 for every network).",
+    ),
+]
+ServeToken = Annotated[
+    str | None,
+    typer.Option(
+        "--serve-token",
+        help="What viewers must show, instead of a random one; better in the environment: EDGE_SDK_SERVE_TOKEN.",
+    ),
+]

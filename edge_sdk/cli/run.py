@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_sdk.cli.options import BundlePath, EngineName, JsonFlag, Limit, Source, Threads
+from edge_sdk.cli.options import (
+    BundlePath,
+    EngineName,
+    JsonFlag,
+    Limit,
+    Serve,
+    ServeToken,
+    Source,
+    Threads,
+)
 from edge_sdk.errors import RecipeError, ShapeError
 
 if TYPE_CHECKING:
@@ -17,34 +26,38 @@ if TYPE_CHECKING:
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.run_summary import RunSummary
     from edge_sdk.runtime.runner import EdgeRunner
+    from edge_sdk.serve import LiveServer
     from edge_sdk.video import VideoSink, VideoSource
 
 
 # What is read, by what it is called in messages.
 Inputs = dict[str, Path]
 
+_Out = Annotated[
+    str | None,
+    typer.Option("--out", help="Annotated video (.mp4, .avi), or a folder for PNGs, ending in '/'."),
+]
+_Interval = Annotated[int | None, typer.Option("--interval", min=1, help="A keyframe every K frames.")]
+_ScheduleFile = Annotated[
+    Path | None,
+    typer.Option("--schedule", help="YAML file with a 'schedule', for other rules than --interval."),
+]
+_Results = Annotated[Path | None, typer.Option("--results", help="Write one JSON line a frame to this file.")]
+
 
 def run(
     bundle: BundlePath,
     source: Source,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", help="Annotated video (.mp4, .avi), or a folder for PNGs, ending in '/'."),
-    ] = None,
-    interval: Annotated[
-        int | None, typer.Option("--interval", min=1, help="A keyframe every K frames.")
-    ] = None,
-    schedule: Annotated[
-        Path | None,
-        typer.Option("--schedule", help="YAML file with a 'schedule', for other rules than --interval."),
-    ] = None,
+    out: _Out = None,
+    interval: _Interval = None,
+    schedule: _ScheduleFile = None,
     limit: Limit = None,
     threads: Threads = None,
     backend: Annotated[str, typer.Option("--backend", help="Runtime that computes.")] = "onnxruntime",
     engine: EngineName = None,
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Write one JSON line a frame to this file.")
-    ] = None,
+    results: _Results = None,
+    serve: Serve = None,
+    serve_token: ServeToken = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a bundle over a video, draw its answers and say how long each step took.
@@ -56,9 +69,11 @@ def run(
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.run_summary import RunSummary
     from edge_sdk.cli.schedules import schedule_from
+    from edge_sdk.cli.serve import serve_settings, served
     from edge_sdk.runtime.runner import EdgeRunner
     from edge_sdk.video import open_source
 
+    serving = serve_settings(serve, serve_token)
     rule = schedule_from(interval, schedule)
     opened = Bundle.open(bundle)
     _check_output(out, results, _inputs(bundle, source, schedule))
@@ -67,9 +82,10 @@ def run(
         summary = RunSummary(bundle=bundle, source=source, output=out, results=results)
         with (
             EdgeRunner(opened, backend=backend, engine=engine, schedule=rule, threads=threads) as runner,
+            served(serving, runner, frames) as page,
             RichProgress() as progress,
         ):
-            process(runner, frames, summary, progress)
+            process(runner, frames, summary, progress, page)
     if as_json:
         emit_json(summary.figures())
     else:
@@ -91,7 +107,13 @@ def check_size(bundle: Bundle, source: VideoSource) -> None:
         )
 
 
-def process(runner: EdgeRunner, source: VideoSource, summary: RunSummary, progress: RichProgress) -> None:
+def process(
+    runner: EdgeRunner,
+    source: VideoSource,
+    summary: RunSummary,
+    progress: RichProgress,
+    page: LiveServer | None = None,
+) -> None:
     """Run over every frame of ``source``; outputs appear only when they are whole.
 
     Raises:
@@ -106,7 +128,7 @@ def process(runner: EdgeRunner, source: VideoSource, summary: RunSummary, progre
             sink = outputs.enter_context(open_sink(summary.output, fps=source.fps, size_hw=source.size_hw))
         lines = outputs.enter_context(ResultLines(summary.results)) if summary.results is not None else None
         try:
-            _loop(runner, source, summary, progress, sink, lines)
+            _loop(runner, source, summary, progress, sink, lines, page)
         except KeyboardInterrupt:
             # A camera has no last frame, so stopping is how such a run ends; a file stopped half way is not whole.
             if not source.live and source.frame_count is not None:
@@ -120,11 +142,14 @@ def _loop(
     progress: RichProgress,
     sink: VideoSink | None,
     lines: Any,
+    page: LiveServer | None,
 ) -> None:
     total = source.frame_count or 0
     summary.start()
     for frame, result in runner.stream(source):
         drawn_s = written_s = 0.0
+        if page is not None:
+            page.show(frame, result)
         if sink is not None:
             begin = time.perf_counter()
             image = result.plot(frame.image)
