@@ -103,12 +103,7 @@ def choose(
     names += [name for name, built in bundle.manifest.engines.items() if built.backend == backend]
     # A set that was built again is the manifest's last.
     names.sort(key=lambda name: name not in (FLOAT32, f"{backend}-{FLOAT32}"))
-    clip = read_clip(accuracy.source, bundle.task, bundle.size_hw, limit=accuracy.limit)
-    if len(clip) < accuracy.interval:
-        raise RecipeError(
-            f"accuracy.interval: {accuracy.interval} needs as many frames, {accuracy.source} gave {len(clip)}.",
-            hint="Name a longer source or a smaller interval.",
-        )
+    clip = read_frames(bundle, accuracy, accuracy.limit)
     delta = bundle.manifest.steps.delta is not None
     schedule: ScheduleSettings = EverySchedule(interval=accuracy.interval) if delta else AlwaysSchedule()
     with ExitStack() as stack:
@@ -129,6 +124,22 @@ def choose(
         Candidate(name, scores[name], 100 * (best - scores[name]), timings[name]) for name in names
     )
     return _best(candidates, accuracy)
+
+
+def read_frames(bundle: Bundle, accuracy: AccuracySettings, limit: int | None) -> Clip:
+    """The frames that engines are tried on, at most ``limit`` of them.
+
+    Raises:
+        MissingFileError, VideoError, FileFormatError, ShapeError: the source cannot be read or does not fit.
+        RecipeError: it has fewer frames than the interval.
+    """
+    clip = read_clip(accuracy.source, bundle.task, bundle.size_hw, limit=limit)
+    if len(clip) < accuracy.interval:
+        raise RecipeError(
+            f"accuracy.interval: {accuracy.interval} needs as many frames, {accuracy.source} gave {len(clip)}.",
+            hint="Name a longer source or a smaller interval.",
+        )
+    return clip
 
 
 def _answers(runner: EdgeRunner, clip: Clip, name: str, progress: Progress) -> list[Prediction]:

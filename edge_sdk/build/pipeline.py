@@ -78,7 +78,7 @@ def build(recipe: BuildRecipe, *, graphs_only: bool = False, progress: Progress 
     progress = progress or Silent()
     notes: list[str] = []
     wanted = list(_wanted(recipe, notes, graphs_only))
-    bundle = start_bundle(recipe, notes)
+    bundle = start_bundle(recipe, wanted, notes)
     bundle = _with_graphs(bundle, recipe, wanted, progress)
     if graphs_only:
         return BuildReport(bundle, (), tuple(notes))

@@ -3,39 +3,71 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edge_sdk.build.choose import read_frames
 from edge_sdk.build.recipe import BuildRecipe
-from edge_sdk.bundle import MANIFEST, Bundle, extend_bundle
+from edge_sdk.bundle import FLOAT32, MANIFEST, Bundle, extend_bundle, set_name
 from edge_sdk.errors import ChecksumError, EdgeSdkError, FileFormatError, MissingFileError
 from edge_sdk.files import sha256_of, write_text
-from edge_sdk.manifest import Manifest
+from edge_sdk.manifest import BackendName, Manifest, Precision
 
 
-def start_bundle(recipe: BuildRecipe, notes: list[str]) -> Bundle:
+def start_bundle(
+    recipe: BuildRecipe, wanted: Iterable[tuple[BackendName, Precision]], notes: list[str]
+) -> Bundle:
     """The recipe's bundle, or what an earlier build made of it in the recipe's other place.
+
+    What else the recipe names is looked at before anything is written, rather than after an hour of building.
 
     Args:
         recipe: what is built.
+        wanted: every pair of backend and precision.
         notes: receives what of it was damaged, and is built again.
 
     Raises:
-        MissingFileError, FileFormatError, ChecksumError, BundleError: the bundle is not whole.
+        MissingFileError, FileFormatError, ChecksumError, BundleError: the bundle or the calibration set is not whole.
+        RecipeError: a calibration set is needed and not named, or the source of ``accuracy`` has too few frames; see
+            :func:`edge_sdk.build.choose.read_frames` for more.
         OutputError, BundleError: the other place cannot be written to, or something else is there.
     """
     origin = open_repaired(recipe.bundle, notes)
+    there = _earlier(recipe, origin, notes)
+    _check_inputs(recipe, there or origin, wanted)
+    return there or extend_bundle(origin, {}, out=recipe.out)
+
+
+def _earlier(recipe: BuildRecipe, origin: Bundle, notes: list[str]) -> Bundle | None:
+    """The bundle that is extended; None where the other place has none of this origin."""
     if recipe.out is None or recipe.out.resolve() == origin.path.resolve():
         return origin
-    if (recipe.out / MANIFEST).is_file():
-        try:
-            there = open_repaired(recipe.out, notes)
-        except EdgeSdkError as error:
-            notes.append(f"{recipe.out}: made again, it is not whole: {error}")
-        else:
-            if _same_float32(there, origin):
-                return there
-    return extend_bundle(origin, {}, out=recipe.out)
+    if not (recipe.out / MANIFEST).is_file():
+        return None
+    try:
+        there = open_repaired(recipe.out, notes)
+    except EdgeSdkError as error:
+        notes.append(f"{recipe.out}: made again, it is not whole: {error}")
+        return None
+    return there if _same_float32(there, origin) else None
+
+
+def _check_inputs(
+    recipe: BuildRecipe, bundle: Bundle, wanted: Iterable[tuple[BackendName, Precision]]
+) -> None:
+    typed = [set_name(*pair) for pair in wanted if pair[1] != FLOAT32]
+    needed = recipe.calibration is not None or not set(typed) <= set(bundle.manifest.variants)
+    if typed and needed and find_spec("onnx") is not None:
+        from edge_sdk.compile.quantize.variants import require_calibration
+
+        require_calibration(recipe.calibration, bundle)
+    if recipe.accuracy is not None:
+        read_frames(
+            bundle, recipe.accuracy, min(recipe.accuracy.limit or sys.maxsize, recipe.accuracy.interval)
+        )
 
 
 def open_repaired(path: Path, notes: list[str]) -> Bundle:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from edge_sdk.build.choose import read_frames
 from edge_sdk.build.recipe import AccuracySettings, Int8Settings
 from edge_sdk.compile.quantize.int8 import convolutions, quantize_pair
 from edge_sdk.compile.quantize.nodes import layer_of
 from edge_sdk.compile.quantize.trial import answers_of, score_of, session_of
 from edge_sdk.compile.quantize.variants import Quantizer
-from edge_sdk.errors import EngineError, RecipeError
-from edge_sdk.evaluate.clip import Clip, read_clip
+from edge_sdk.errors import EngineError
+from edge_sdk.evaluate.clip import Clip
 from edge_sdk.manifest import BackendName
 from edge_sdk.tasks import Prediction
 
@@ -112,12 +113,7 @@ def meet_budget(
 def _material(quantizer: Quantizer, accuracy: AccuracySettings) -> tuple[Clip, list[Prediction | None]]:
     """Frames, and what is right for each: labels, or where there are none the float32 pair's answers."""
     bundle = quantizer.bundle
-    clip = read_clip(accuracy.source, bundle.task, bundle.size_hw, limit=accuracy.limit)
-    if len(clip) < accuracy.interval:
-        raise RecipeError(
-            f"accuracy.interval: {accuracy.interval} needs as many frames, {accuracy.source} gave {len(clip)}.",
-            hint="Name a longer source or a smaller interval.",
-        )
+    clip = read_frames(bundle, accuracy, accuracy.limit)
     if clip.labelled:
         return clip, list(clip.truths)
     return clip, list(answers_of(quantizer.graphs, clip, bundle.task, accuracy.interval))
