@@ -44,6 +44,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "calibrate": {
         "bundle": "{world}/bundle", "draw": {"sources": ["{scene}"], "clips": 2, "frames": 2}, "out": "{tmp}/out.npz",
     },
+    "build": {
+        "bundle": "{world}/bundle", "out": "{tmp}/out", "backends": ["onnxruntime"], "precisions": ["float32"],
+        "accuracy": {"source": "{world}/labelled", "interval": 2, "repeats": 1},
+    },
     "evaluate": {"bundle": "{world}/bundle", "source": "{world}/labelled", "intervals": [2], "repeats": 1},
 }  # fmt: skip
 
@@ -248,6 +252,30 @@ CASES = [
          ("gave 4 frames", "keyframe period of 5", "Name a longer source")),
     Case("compared engine", "compare {world}/bundle {scene} --engine tensorrt-int8",
          ("no engines 'tensorrt-int8', only float32", "edge-sdk build RECIPE")),
+    # build
+    recipe("build", "build key", {"precision": ["int8"]}, "unknown key 'precision', did you mean 'precisions'?"),
+    recipe("build", "precision", {"precisions": ["int4"]}, "'precisions.0'", "'float16' or 'int8', got 'int4'"),
+    recipe("build", "precision twice", {"precisions": ["int8", "int8"]}, "expected each of 'precisions' once"),
+    recipe("build", "inner build key", {"int8": {"keeps": []}}, "unknown key 'int8.keeps', did you mean 'keep'?"),
+    recipe("build", "percentile", {"int8": {"percentile": 5}}, "'int8.percentile'", "greater than 90, got 5"),
+    recipe("build", "nothing to build", {"precisions": ["float16"]},
+           "nothing of float16 can be built here", "CPU kernels compute float16 in float32", "edge-sdk doctor"),
+    recipe("build", "set missing", {"precisions": ["int8"]}, "'calibration'", "names no calibration set",
+           "edge-sdk calibrate RECIPE"),
+    recipe("build", "set not there", {"precisions": ["int8"], "calibration": "{tmp}/no.npz"},
+           "expected a file at", "no.npz", "edge-sdk calibrate RECIPE"),
+    recipe("build", "set is text", {"precisions": ["int8"], "calibration": "{world}/text.mp4"}, "text.mp4",
+           "edge-sdk calibrate RECIPE"),
+    recipe("build", "graph to build changed", {"bundle": "{world}/changed_graph"}, "'delta.onnx' is damaged"),
+    recipe("build", "build onto other files", {"out": "{world}/labelled"}, "labelled: something else", "Name"),
+    recipe("build", "build below a file", {"out": "{world}/text.mp4/out"}, "out: cannot be written", "rights"),
+    recipe("build", "frames for the choice", {"accuracy.interval": 9}, "accuracy.interval: 9 needs as many frames",
+           "labelled gave 4", "Name a longer source"),
+    recipe("build", "source of the choice", {"accuracy.source": "{tmp}/none"}, "none, found none", "Check"),
+    recipe("build", "size of the choice", {"accuracy.source": "{world}/large"}, "40 x 64", "32 x 48"),
+    run("engine", "--engine onnxruntime-int8", "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
+    recipe("evaluate", "engine to evaluate", {"engines": ["onnxruntime-int8"]},
+           "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
     # data and outputs of the workstation's verbs
     recipe("train", "labels missing", {"data": ["{world}/unlabelled"]}, "frame 0 of", "unlabelled has none", "labels/"),
     recipe("train", "unknown ids", {"data": ["{world}/strange_ids"]},
