@@ -44,6 +44,8 @@ LOST_BY_STALL = 7
 WAITING_WHILE_SLOW = 3
 INTERVAL = 8
 SAMPLES = 200
+# Over a run as long as this a slope says something; below it, an allocator settling looks like growth.
+LONG_FRAMES, MOST_GROWTH_BYTES = 500_000, 1.0
 
 
 class FailingBackend(OrtBackend):
@@ -330,6 +332,8 @@ def main() -> int:
     for name, background in (("in turn", False), ("beside", True)):
         account = soak(arguments.frames, background, partial(show, name, arguments.frames))
         problems, inject = account.problems(), account.injected
+        if arguments.frames >= LONG_FRAMES and account.growth_bytes_a_frame() > MOST_GROWTH_BYTES:
+            problems.append("memory grows")
         failed |= bool(problems)
         lines.append(
             f"| {name} | {account.frames:,} | {account.answered:,} | {account.replaced:,} | {inject['corrupt']:,} | "
