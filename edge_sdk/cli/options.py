@@ -23,7 +23,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Video file, folder of frames, camera:0, or synthetic:SCENE?height=..&width=..&frames=..",
+        help="Video file, folder of frames, camera:0, v4l2:///dev/video0, csi://0, rtsp://HOST/PATH, or "
+        "synthetic:SCENE?height=..&width=..&frames=..",
     ),
 ]
 EngineName = Annotated[
@@ -58,5 +59,13 @@ ServeToken = Annotated[
     typer.Option(
         "--serve-token",
         help="What viewers must show, instead of a random one; better in the environment: EDGE_SDK_SERVE_TOKEN.",
+    ),
+]
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trust",
+        help="Public key, *.pub: accept only bundles that it signed. May be repeated.",
+        show_default=False,
     ),
 ]

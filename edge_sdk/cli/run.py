@@ -19,7 +19,7 @@ from edge_sdk.cli.options import (
     Source,
     Threads,
 )
-from edge_sdk.errors import RecipeError, ShapeError
+from edge_sdk.errors import RecipeError, ShapeError, VideoError
 
 if TYPE_CHECKING:
     from edge_sdk.bundle import Bundle
@@ -62,7 +62,12 @@ def run(
 ) -> None:
     """Run a bundle over a video, draw its answers and say how long each step took.
 
-    Ctrl-C ends a run on a camera as its normal end: what was written is kept.
+    Sources are files (video.mp4, file:///data/video.mp4), folders of frames, scenes (synthetic:shapes), and live ones:
+    camera:0, v4l2:///dev/video0, csi://0 on a Jetson, rtsp://user:password@host/path. Options follow a '?', such as
+    'csi://0?width=1280&height=720&fps=30&flip=rotate-180', of rtsp a '#', such as 'rtsp://host/path#latency_ms=100'.
+    Of files every frame is answered, of live sources the newest; one that stalls is opened again.
+
+    Ctrl-C or SIGTERM ends a run on a live source as its normal end: what was written is kept.
     """
     from edge_sdk.bundle import Bundle
     from edge_sdk.cli.output import emit_json, show
@@ -71,15 +76,15 @@ def run(
     from edge_sdk.cli.schedules import schedule_from
     from edge_sdk.cli.serve import serve_settings, served
     from edge_sdk.runtime.runner import EdgeRunner
-    from edge_sdk.video import open_source
+    from edge_sdk.video import exit_on_signals, open_source
 
     serving = serve_settings(serve, serve_token)
     rule = schedule_from(interval, schedule)
     opened = Bundle.open(bundle)
     _check_output(out, results, _inputs(bundle, source, schedule))
-    with open_source(source, limit=limit) as frames:
+    with exit_on_signals(), open_source(source, limit=limit) as frames:
         check_size(opened, frames)
-        summary = RunSummary(bundle=bundle, source=source, output=out, results=results)
+        summary = RunSummary(bundle=bundle, source=frames.uri, output=out, results=results)
         with (
             EdgeRunner(opened, backend=backend, engine=engine, schedule=rule, threads=threads) as runner,
             served(serving, runner, frames) as page,
@@ -117,10 +122,14 @@ def process(
     """Run over every frame of ``source``; outputs appear only when they are whole.
 
     Raises:
-        EdgeSdkError: the source breaks off, or an output cannot be written; no output file is left then.
+        EdgeSdkError: the source breaks off, or an output cannot be written; no output file is left then. Where a live
+            source is lost, what was written until then is kept.
     """
     from edge_sdk.cli.run_summary import ResultLines
-    from edge_sdk.video import open_sink
+    from edge_sdk.video import SourceState, open_sink
+    from edge_sdk.video.signals import Stopped
+
+    lost: VideoError | None = None
 
     with ExitStack() as outputs:
         sink: VideoSink | None = None
@@ -129,10 +138,16 @@ def process(
         lines = outputs.enter_context(ResultLines(summary.results)) if summary.results is not None else None
         try:
             _loop(runner, source, summary, progress, sink, lines, page)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             # A camera has no last frame, so stopping is how such a run ends; a file stopped half way is not whole.
             if not source.live and source.frame_count is not None:
                 raise
+        except VideoError as error:
+            if getattr(source, "state", None) is not SourceState.lost or not summary.frames:
+                raise
+            lost = error
+    if lost is not None:
+        raise lost
 
 
 def _loop(
@@ -145,7 +160,7 @@ def _loop(
     page: LiveServer | None,
 ) -> None:
     total = source.frame_count or 0
-    summary.start()
+    summary.start(source)
     for frame, result in runner.stream(source):
         drawn_s = written_s = 0.0
         if page is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,14 @@ from edge_sdk.cli.output import plain
 from edge_sdk.files import atomic_file
 from edge_sdk.runtime.result import StepKind
 from edge_sdk.tasks.base import Segmentation
+from edge_sdk.video.live import LiveSource
 
 if TYPE_CHECKING:
     from edge_sdk.runtime.result import Result
+    from edge_sdk.video import VideoSource
+
+# Answers whose age is kept: ten minutes at 60 frames a second.
+_RECENT = 36_000
 
 
 class RunSummary:
@@ -35,9 +40,13 @@ class RunSummary:
         self._total_ms: dict[StepKind, list[float]] = defaultdict(list)
         self._stage_ms: dict[str, float] = defaultdict(float)
         self._began_s = self._wall_s = 0.0
+        self._live: LiveSource | None = None
+        # A camera may run for months.
+        self._answer_age_ms: deque[float] = deque(maxlen=_RECENT)
 
-    def start(self) -> None:
-        """The first frame is about to be read."""
+    def start(self, source: VideoSource | None = None) -> None:
+        """The first frame of ``source`` is about to be read."""
+        self._live = source if isinstance(source, LiveSource) else None
         self._began_s = time.perf_counter()
 
     def stop(self) -> None:
@@ -52,6 +61,8 @@ class RunSummary:
         # Smoothed over about ten frames: what the progress line shows should not flicker.
         self.recent_ms += (times.total_ms - self.recent_ms) * (0.1 if self.frames > 1 else 1.0)
         self._total_ms[result.kind].append(times.total_ms)
+        if self._live is not None:
+            self._answer_age_ms.append((result.delivered_s - result.captured_s) * 1e3)
         for stage, value in (
             ("copy in", times.copy_in_ms),
             ("step", times.step_ms),
@@ -83,7 +94,17 @@ class RunSummary:
                 name: _statistics(values) for name, values in {"all": everything, **kinds}.items() if values
             },
             "stages_ms": {name: value / max(self.frames, 1) for name, value in self._stage_ms.items()},
+            "live": self._live_figures(),
         }
+
+    def _live_figures(self) -> dict[str, Any] | None:
+        """Of a live source, what became of its frames, and how old the answers were; None for a file."""
+        if self._live is None:
+            return None
+        figures = dict(plain(self._live.stats))
+        if self._answer_age_ms:
+            figures["answer_age_ms"] = _statistics(list(self._answer_age_ms))
+        return figures
 
     def renderables(self) -> list[Any]:
         """The figures for people: counts, a table by kind of step, one line of stages, what was written."""
@@ -110,6 +131,13 @@ class RunSummary:
             f"{figures['wall_frames_per_second']:.1f} with reading, drawing and writing",
             f"ms a frame: {stages}",
         ]
+        if (live := figures["live"]) is not None:
+            age = live.get("answer_age_ms")
+            lines.append(
+                f"live source: {live['received']} frames received, {live['dropped']} dropped for newer ones, "
+                f"{live['corrupt']} corrupt; {live['stalls']} stalls, {live['reconnects']} reconnections"
+                + (f"; age of an answer p50 {age['p50']:.1f} ms, p99 {age['p99']:.1f} ms" if age else "")
+            )
         lines += [
             f"{what}: {path}" for what, path in (("output", self.output), ("results", self.results)) if path
         ]

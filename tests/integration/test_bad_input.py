@@ -119,7 +119,7 @@ CASES = [
     run("image cut", "{world}/bundle {world}/cut_frame", "cut_frame/2.png: cannot be decoded", "Copy the file again"),
     run("folder empty", "{world}/bundle {world}/empty", "empty: expected images", "Name a folder of images"),
     run("still", "{world}/bundle {world}/unlabelled/0.png", "0.png: expected a video, got a still", "Name the folder"),
-    run("scheme", "{world}/bundle rtsp://host/a", "unknown scheme 'rtsp'", "camera:INDEX"),
+    run("scheme", "{world}/bundle http://host/a", "unknown scheme 'http'", "camera:INDEX"),
     run("scene", "{world}/bundle synthetic:shape", "unknown scene 'shape', expected one of: shapes"),
     run("query key", "{world}/bundle {scene}&frame=3", "unknown key 'frame', did you mean 'frames'?"),
     run("query value", "{world}/bundle {scene}&fps=fast", "'fps'", "valid number", "got 'fast'"),

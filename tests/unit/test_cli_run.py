@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,12 @@ from edge_sdk.cli import app
 from edge_sdk.cli.export import describe
 from edge_sdk.cli.run import process
 from edge_sdk.cli.run_summary import RunSummary
+from edge_sdk.errors import VideoError
 from edge_sdk.runtime.schedule import EverySchedule
 from edge_sdk.tasks import TaskSpec
 from edge_sdk.tensors import TensorSpec
 from edge_sdk.video import Frame, open_source
+from tests.cameras import FakeDevice
 
 cv2 = pytest.importorskip("cv2")
 onnx = pytest.importorskip("onnx")
@@ -292,3 +295,49 @@ def test_evaluate_prints_its_table_and_leaves_a_report(bundle, tmp_path):
     assert told["recipe"]["intervals"] == [2, 4]
     assert told["recipe"]["source"] == str(frames)
     assert told["recipe"]["repeats"] == 2
+
+
+def _live(device):
+    from edge_sdk.video import LiveSettings, LiveSource
+
+    return LiveSource(device, settings=LiveSettings(stall_s=5, pause_s=0.01, max_pause_s=0.01, lost_s=0.1))
+
+
+def _camera_steps(frames):
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    return [image, lambda: time.sleep(0.002)] * frames
+
+
+@pytest.mark.parametrize("end", ["interrupt", "signal", "lost"])
+def test_what_a_live_run_has_written_is_kept_however_it_ends(bundle, tmp_path, end):
+    from edge_sdk import EdgeRunner
+    from edge_sdk.video.signals import Stopped
+
+    out, results = tmp_path / "out.avi", tmp_path / "results.jsonl"
+    summary = RunSummary(bundle=bundle.path, source="fake:0", output=str(out), results=results)
+    device = FakeDevice(_camera_steps(50 if end == "lost" else 100_000), VideoError("fake:0: unplugged."))
+
+    def update(*args, **figures):
+        if end != "lost" and summary.frames == 5:
+            raise KeyboardInterrupt if end == "interrupt" else Stopped(143)
+
+    with EdgeRunner(bundle) as runner, _live(device) as source:
+        if end == "lost":
+            with pytest.raises(VideoError, match=r"fake:0: lost: .*unplugged"):
+                process(runner, source, summary, SimpleNamespace(update=update))
+        else:
+            process(runner, source, summary, SimpleNamespace(update=update))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.avi", "results.jsonl"]
+    assert len(results.read_text().splitlines()) == summary.frames > 0
+    live = summary.figures()["live"]
+    assert live["delivered"] == summary.frames
+    assert live["received"] - live["delivered"] - live["dropped"] in (0, 1)
+    assert live["stalls"] == (end == "lost")
+    assert 0 < live["answer_age_ms"]["p50"] <= live["answer_age_ms"]["p99"]
+    assert "dropped for newer ones" in str(summary.renderables()[-1])
+    assert all(device.released)
+
+
+def test_a_file_has_no_live_figures(bundle):
+    result = run(bundle, SOURCE, "--json")
+    assert json.loads(result.stdout)["live"] is None
