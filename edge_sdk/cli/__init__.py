@@ -10,7 +10,23 @@ import sys
 
 import typer
 
-from edge_sdk.cli import build, calibrate, compare, demo, distill, doctor, evaluate, export, lint, run, train
+from edge_sdk.cli import (
+    build,
+    calibrate,
+    compare,
+    demo,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    install,
+    keygen,
+    lint,
+    run,
+    sign,
+    slots,
+    train,
+)
 from edge_sdk.cli.report import Verbs, call
 
 app = typer.Typer(
@@ -34,6 +50,10 @@ for _verb in (
     run.run,
     evaluate.evaluate,
     compare.compare,
+    keygen.keygen,
+    sign.sign,
+    install.install,
+    slots.slots,
     doctor.doctor,
 ):
     app.command()(_verb)

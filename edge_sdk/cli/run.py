@@ -18,6 +18,7 @@ from edge_sdk.cli.options import (
     ServeToken,
     Source,
     Threads,
+    TrustedKeys,
 )
 from edge_sdk.errors import RecipeError, ShapeError, VideoError
 
@@ -58,6 +59,7 @@ def run(
     results: _Results = None,
     serve: Serve = None,
     serve_token: ServeToken = None,
+    trust: TrustedKeys = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a bundle over a video, draw its answers and say how long each step took.
@@ -69,7 +71,6 @@ def run(
 
     Ctrl-C or SIGTERM ends a run on a live source as its normal end: what was written is kept.
     """
-    from edge_sdk.bundle import Bundle
     from edge_sdk.cli.output import emit_json, show
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.run_summary import RunSummary
@@ -80,7 +81,7 @@ def run(
 
     serving = serve_settings(serve, serve_token)
     rule = schedule_from(interval, schedule)
-    opened = Bundle.open(bundle)
+    opened = _opened(bundle, trust)
     _check_output(out, results, _inputs(bundle, source, schedule))
     with exit_on_signals(), open_source(source, limit=limit) as frames:
         check_size(opened, frames)
@@ -95,6 +96,14 @@ def run(
         emit_json(summary.figures())
     else:
         show(*summary.renderables())
+
+
+def _opened(bundle: Path, keys: list[Path] | None) -> Bundle:
+    """The bundle to run, of a device folder that of its current slot."""
+    from edge_sdk.signing import Trust
+    from edge_sdk.update import open_to_run
+
+    return open_to_run(bundle, Trust(keys=tuple(keys)) if keys else None)
 
 
 def check_size(bundle: Bundle, source: VideoSource) -> None:
@@ -159,9 +168,12 @@ def _loop(
     lines: Any,
     page: LiveServer | None,
 ) -> None:
+    from edge_sdk.update import Health
+
     total = source.frame_count or 0
+    health = Health(runner.bundle)
     summary.start(source)
-    for frame, result in runner.stream(source):
+    for frame, result in health.watch(runner.stream(source)):
         drawn_s = written_s = 0.0
         if page is not None:
             page.show(frame, result)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from edge_sdk.bundle import FLOAT32, Bundle
+from edge_sdk.bundle import FLOAT32, Bundle, extend_bundle
 from edge_sdk.errors import MissingFileError, UpdateError
 from edge_sdk.settings import Settings
 
@@ -85,6 +85,19 @@ class ProbeJob(Settings):
     bundle: Path
     reference: Path
     settings: ProbeSettings
+
+
+def with_reference(bundle: Bundle, reference: str | Path) -> Bundle:
+    """The bundle with its reference in it; a signature must be made anew.
+
+    Raises:
+        MissingFileError, FileFormatError: the reference is not there, or none.
+        BundleError: it is another pair's.
+    """
+    from edge_sdk.parity import Reference
+
+    Reference.open(reference).check_for(bundle)
+    return extend_bundle(bundle, {REFERENCE: Path(reference)})
 
 
 def reference_of(bundle: Bundle, given: Path | None) -> Path:

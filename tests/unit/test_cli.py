@@ -22,7 +22,8 @@ from edge_sdk.errors import DependencyError, RecipeError
 from edge_sdk.settings import Settings
 
 VERBS = [
-    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare", "doctor",
+    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare",
+    "keygen", "sign", "install", "slots", "doctor",
 ]  # fmt: skip
 
 
