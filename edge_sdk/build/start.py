@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -12,9 +13,9 @@ from typing import Any
 from edge_sdk.build.choose import read_frames
 from edge_sdk.build.recipe import BuildRecipe
 from edge_sdk.bundle import FLOAT32, MANIFEST, Bundle, extend_bundle, set_name
-from edge_sdk.errors import ChecksumError, EdgeSdkError, FileFormatError, MissingFileError
+from edge_sdk.errors import BundleError, ChecksumError, EdgeSdkError, FileFormatError, MissingFileError
 from edge_sdk.files import sha256_of, write_text
-from edge_sdk.manifest import BackendName, Manifest, Precision
+from edge_sdk.manifest import SIGNATURE, BackendName, Manifest, Precision
 
 
 def start_bundle(
@@ -38,6 +39,8 @@ def start_bundle(
     origin = open_repaired(recipe.bundle, notes)
     there = _earlier(recipe, origin, notes)
     _check_inputs(recipe, there or origin, wanted)
+    if there is not None:
+        _refuse_strangers(there)
     return there or extend_bundle(origin, {}, out=recipe.out)
 
 
@@ -53,6 +56,22 @@ def _earlier(recipe: BuildRecipe, origin: Bundle, notes: list[str]) -> Bundle | 
         notes.append(f"{recipe.out}: made again, it is not whole: {error}")
         return None
     return there if _same_float32(there, origin) else None
+
+
+def _refuse_strangers(bundle: Bundle) -> None:
+    """A bundle is replaced as a whole: what its manifest does not list would be gone, such as a calibration set.
+
+    Raises:
+        BundleError: naming the first such file.
+    """
+    listed = {*bundle.manifest.files, MANIFEST, SIGNATURE}
+    for path in sorted(bundle.path.rglob("*")):
+        name = path.relative_to(bundle.path).as_posix()
+        if name not in listed and not path.is_dir():
+            raise BundleError(
+                f"bundle {bundle.path}: '{name}' is not of the bundle, and building replaces the folder.",
+                hint="Move that file elsewhere.",
+            )
 
 
 def _check_inputs(
@@ -110,6 +129,8 @@ def _drop_damaged(path: Path) -> list[str]:
         return []  # whoever opens it says what is wrong
     if damaged:
         write_text(file, json.dumps(data, indent=2) + "\n")
+        for name in damaged:
+            shutil.rmtree(path / "engines" / name, ignore_errors=True)
     return damaged
 
 

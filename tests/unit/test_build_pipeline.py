@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -458,6 +461,17 @@ def test_a_damaged_graph_is_not_mended_by_a_build(built: Path) -> None:
         build(recipe(built))
 
 
+def test_a_file_of_somebody_elses_is_not_taken_along(built: Path) -> None:
+    """The folder is replaced as a whole; a calibration set kept in it would be gone."""
+    shutil.move(built / "set.npz", built / "bundle" / "set.npz")
+    before = content(built)
+    with pytest.raises(
+        BundleError, match=r"'set\.npz' is not of the bundle, and building replaces .*Move that file"
+    ):
+        build(recipe(built, calibration=built / "bundle" / "set.npz"))
+    assert content(built) == before
+
+
 # Which engines a runner takes
 
 
@@ -648,3 +662,35 @@ def test_progress_is_told_of_each_stage(place: Path) -> None:
     for stage in stages:
         steps = [done for name, done, _ in told if name == stage]
         assert steps == sorted(steps)
+
+
+# The command
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_the_command_prints_json_and_nothing_else(place: Path, method: str) -> None:
+    """ONNX Runtime's calibrators print what they do; none of it may reach standard output."""
+    data = recipe(place, int8={"method": method}, accuracy=accuracy(max_drop=100, sweep="never"))
+    (place / "recipe.yaml").write_text(data.model_dump_json())  # JSON is YAML
+    command = [sys.executable, "-m", "edge_sdk", "build", str(place / "recipe.yaml"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(e["name"], e["step"]) for e in found["engines"]] == list(everything(True))
+    for engine in found["engines"]:
+        assert Path(engine["path"]).stat().st_size == engine["engine_bytes"]
+        assert sum(engine["shares"].values()) == pytest.approx(1)
+        assert engine["build_s"] > 0
+    assert set(found["chosen"]["onnxruntime"]["measured"]) == {"float32", *SETS}
+
+
+def test_the_command_prints_path_size_shares_time_and_choice(built: Path) -> None:
+    data = recipe(built, accuracy=accuracy(max_drop=100, sweep="never"), int8={"method": "percentile"})
+    (built / "recipe.yaml").write_text(data.model_dump_json())
+    command = [sys.executable, "-m", "edge_sdk", "build", str(built / "recipe.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120,
+                          env={**os.environ, "COLUMNS": "250"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for part in ("there already", "int8 75%, float32 25%", f"engines/{INT8}/delta.onnx", "chosen for onnxruntime: ",
+                 "points lost", "speed-up", f"bundle: {built / 'bundle'}"):  # fmt: skip
+        assert part in done.stdout, (part, done.stdout)
