@@ -6,23 +6,23 @@ The shortest one, which the README explains::
     from contextlib import suppress
 
     from edge_sdk import EdgeRunner, open_sink, open_source
-    from edge_sdk.video.signals import Stopped, exit_on_signals
+    from edge_sdk.video import Stopped, exit_on_signals
 
     bundle, source, out = sys.argv[1:]
     with exit_on_signals(), EdgeRunner(bundle) as runner, open_source(source) as camera:
-        with open_sink(out, fps=camera.fps, size_hw=camera.size_hw) as video, suppress(KeyboardInterrupt, Stopped):
+        with open_sink(out, fps=camera.fps, size_hw=camera.size_hw) as video, suppress(Stopped, KeyboardInterrupt):
             for frame, result in runner.stream(camera):
                 video.write(result.plot(frame.image))
                 print(frame.seq, result.kind.value, f"{result.times.total_ms:.1f} ms")
 
 The rest of this file is the full one, to be copied and changed: :func:`use` is where your code goes. It goes on when a
-step fails or your code raises, tells systemd that it makes progress, logs what the camera does, and releases it however
-it ends. ``edge-sdk-camera.service`` runs it as a service::
+step fails or your code raises, tells systemd that it makes progress, has a new bundle confirmed or taken back, shows a
+live page, and releases the camera however it ends. ``edge-sdk-camera.service`` runs it as a service::
 
     python jetson/camera_app.py my_pair "csi://0?width=640&height=480&fps=30" --threaded --background 1
 
 Exit codes: 0 a signal or the end of a file, 2 wrong input, 69 the camera cannot be opened or is lost, 70 a defect,
-75 the GPU needs a new process. 69, 70 and 75 are worth another start.
+75 go on in a new process: the GPU needs one, or the bundle before an update came back.
 """
 
 from __future__ import annotations
@@ -33,32 +33,30 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from edge_sdk import (
-    BackgroundKeyframes,
-    EdgeRunner,
-    EverySchedule,
-    Frame,
-    Result,
-    open_sink,
-    open_source,
-)
-from edge_sdk.cli.options import BundlePath, EngineName, Limit, Source, Threads
+from edge_sdk import BackgroundKeyframes, EdgeRunner, EverySchedule, Frame, Result, open_sink, open_source
+from edge_sdk.cli.options import BundlePath, EngineName, Limit, Serve, ServeToken, Source, Threads
 from edge_sdk.cli.report import run_verb
 from edge_sdk.cli.run import check_size
-from edge_sdk.errors import DeviceLostError, EngineError, VideoError
+from edge_sdk.cli.serve import serve_settings, served
+from edge_sdk.errors import DeviceLostError, EngineError, UpdateError, VideoError
+from edge_sdk.serve import LiveServer, ServeSettings
+from edge_sdk.signing import Trust
 from edge_sdk.systemd import Notifier
-from edge_sdk.video import LiveSource, VideoSink, VideoSource
-from edge_sdk.video.signals import Stopped, exit_on_signals
+from edge_sdk.update import Health
+from edge_sdk.video import LiveSource, Stopped, VideoSink, VideoSource, exit_on_signals
 
-CAMERA_LOST = 69  # EX_UNAVAILABLE of sysexits.h
+CAMERA_LOST, NEW_PROCESS = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
 TICK_S = 1.0
 REPORT_S = 10.0
 # So many steps that fail one after the other are no accident.
 MOST_FAILURES = 10
+
+Answer = tuple[Frame, Result]
 
 _log = logging.getLogger("camera_app")
 
@@ -75,6 +73,7 @@ class CameraApp:
         source: where frames come from.
         notifier: told that there is progress.
         sink: gets the annotated frames; None draws nothing.
+        page: shows the answers; None shows nothing.
         woken: read and draw while the next frame is computed; the runner then has a thread of its own, and sets this
             from its ``on_result``.
         limit: stop after this many answers.
@@ -87,14 +86,15 @@ class CameraApp:
         notifier: Notifier,
         *,
         sink: VideoSink | None = None,
+        page: LiveServer | None = None,
         woken: threading.Event | None = None,
         limit: int | None = None,
     ) -> None:
-        self._runner, self._source, self._notifier, self._sink = runner, source, notifier, sink
-        self._woken, self._limit = woken, limit
+        self._runner, self._source, self._notifier = runner, source, notifier
+        self._sink, self._page, self._woken, self._limit = sink, page, woken, limit
+        self._health = Health(runner.bundle)
         self.frames = self.failures = self.use_errors = 0
-        self._state_age = 0
-        self._failed_in_a_row = 0
+        self._state_age = self._failed_in_a_row = 0
         self._reported = (time.monotonic(), 0)
 
     def run(self) -> None:
@@ -103,6 +103,7 @@ class CameraApp:
         Raises:
             VideoError: the camera is lost; its exit code says so.
             DeviceLostError: the GPU needs a new process.
+            UpdateError: the bundle failed its trial, and the one before it is to be run in a new process.
             EngineError: too many steps have failed one after the other.
         """
         self._notifier.ready()
@@ -115,15 +116,15 @@ class CameraApp:
             if self._limit is not None and self.frames >= self._limit:
                 return
 
-    def _serial(self) -> Iterator[tuple[Frame, Result] | None]:
+    def _serial(self) -> Iterator[Answer | None]:
         for frame in frames_of(self._source):
-            if frame is None:
-                yield None
-                continue
-            with self._survived():
-                yield frame, self._runner(frame)
+            answer = None
+            if frame is not None:
+                with self._survived():
+                    answer = (frame, self._runner(frame))
+            yield answer
 
-    def _parallel(self, woken: threading.Event) -> Iterator[tuple[Frame, Result] | None]:
+    def _parallel(self, woken: threading.Event) -> Iterator[Answer | None]:
         """A live source is asked for its newest frame while the last one is computed; a file's frames all count."""
         source = self._source
         if not isinstance(source, LiveSource):
@@ -141,18 +142,22 @@ class CameraApp:
                     waiting[frame.seq] = frame
                     self._runner.submit(frame)
                 result = None
-                with self._survived(waiting):
+                with self._survived():
                     result = self._runner.latest(after=answered, timeout_s=0)
                 if result is not None:
                     answered = result.seq
                     yield waiting[answered], result
                     waiting = {seq: kept for seq, kept in waiting.items() if seq > answered}
-                elif not waiting:
+                elif self._idle():
                     yield None  # where a frame waits for its answer, only the answer is progress
                 woken.wait(TICK_S)
 
+    def _idle(self) -> bool:
+        counts = self._runner.counts
+        return counts.submitted == counts.answered + counts.replaced + counts.failed
+
     @contextmanager
-    def _survived(self, waiting: dict[int, Frame] | None = None) -> Iterator[None]:
+    def _survived(self) -> Iterator[None]:
         """A step that fails costs its frame; the next one is a keyframe."""
         try:
             yield
@@ -162,15 +167,21 @@ class CameraApp:
             self.failures += 1
             self._failed_in_a_row += 1
             _log.error("a step failed (%d in a row): %s", self._failed_in_a_row, error)
+            if self._page is not None:
+                self._page.count_error("step")
+            if self._health.error(error):
+                back = UpdateError("the new bundle failed its trial; the one before it is back.")
+                back.exit_code = NEW_PROCESS
+                raise back from error
             if self._failed_in_a_row >= MOST_FAILURES:
                 raise
-            if waiting is not None:
-                waiting.clear()
 
     def _handle(self, frame: Frame, result: Result) -> None:
         self._failed_in_a_row = 0
-        self.frames += 1
         self._state_age = result.state_age
+        self.frames += 1
+        if self._page is not None:
+            self._page.show(frame, result)
         if self._sink is not None:
             self._sink.write(result.plot(frame.image))
         try:
@@ -179,6 +190,7 @@ class CameraApp:
             self.use_errors += 1
             level = logging.ERROR if self.use_errors == 1 else logging.DEBUG
             _log.log(level, "use() failed for frame %d", frame.seq, exc_info=True)
+        self._health.ok()
 
     def _report(self) -> None:
         """One line in the log and in ``systemctl status`` now and then."""
@@ -240,52 +252,63 @@ def camera_app(
         int | None,
         typer.Option("--background", min=1, help="Keyframes beside the frames, on so many CPU threads."),
     ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option("--trust", help="Accept only bundles signed with this public key (PEM)."),
+    ] = None,
+    serve: Serve = None,
+    serve_token: ServeToken = None,
     limit: Limit = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Answer a camera's frames until a signal comes."""
+    """Answer a camera's frames until a signal comes. BUNDLE may be the folder that 'edge-sdk install' installs to."""
     # journald stamps lines itself.
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format=f"{stamp}%(levelname)s %(name)s: %(message)s", force=True)
     woken = threading.Event() if threaded else None
-    runner = EdgeRunner(
-        bundle,
-        backend=backend,
-        engine=engine,
-        schedule=None if interval is None else EverySchedule(interval=interval),
-        threads=threads,
-        background=None if background is None else BackgroundKeyframes(threads=background),
-        threaded=threaded or None,
-        on_result=None if woken is None else lambda _: woken.set(),
-    )
+    options = {
+        "backend": backend,
+        "engine": engine,
+        "schedule": None if interval is None else EverySchedule(interval=interval),
+        "threads": threads,
+        "background": None if background is None else BackgroundKeyframes(threads=background),
+        "threaded": threaded or None,
+        "on_result": None if woken is None else lambda _: woken.set(),
+        "trust": Trust(keys=tuple(trust)) if trust else None,
+    }
+    page = serve_settings(serve, serve_token)
     notifier = Notifier()
     with exit_on_signals(), suppress(Stopped, KeyboardInterrupt):
-        open_and_run(runner, source, notifier, out=out, limit=limit, woken=woken)
+        open_and_run(bundle, options, source, notifier, out=out, serving=page, woken=woken, limit=limit)
     notifier.stopping()
     _log.info("stopped")
 
 
 def open_and_run(
-    runner: EdgeRunner,
+    bundle: Path,
+    options: dict[str, Any],
     uri: str,
     notifier: Notifier,
     *,
-    out: str | None,
-    limit: int | None,
-    woken: threading.Event | None,
+    out: str | None = None,
+    serving: ServeSettings | None = None,
+    woken: threading.Event | None = None,
+    limit: int | None = None,
 ) -> None:
-    """Open everything, run, and close everything, whatever happens."""
+    """Open everything, run, and close everything, whatever happens; ``options`` are those of the runner."""
     with ExitStack() as opened:
-        # The camera first: what is wrong with it shows before engines are loaded.
+        # The camera first: a start without one must not count against a bundle that is on trial.
         with camera_errors():
             source = opened.enter_context(open_source(uri))
+        runner = EdgeRunner(bundle, **options)
         check_size(runner.bundle, source)
         opened.enter_context(runner)
+        page = opened.enter_context(served(serving, runner, source))
         sink = None
         if out is not None:
             sink = opened.enter_context(open_sink(out, fps=source.fps, size_hw=source.size_hw))
-        app = CameraApp(runner, source, notifier, sink=sink, woken=woken, limit=limit)
+        app = CameraApp(runner, source, notifier, sink=sink, page=page, woken=woken, limit=limit)
         _log.info("running %s on %s", runner.bundle.path, source.uri)
         try:
             app.run()

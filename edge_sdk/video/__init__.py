@@ -8,7 +8,7 @@ from edge_sdk.video.folder import FrameFolder
 from edge_sdk.video.frame import Frame, Truth
 from edge_sdk.video.live import LiveSource
 from edge_sdk.video.several import SeveralSources, open_sources
-from edge_sdk.video.signals import exit_on_signals
+from edge_sdk.video.signals import Stopped, exit_on_signals
 from edge_sdk.video.sink import NullSink, PngFolderSink, VideoFileSink, VideoSink, open_sink
 from edge_sdk.video.slot import SourceStats
 from edge_sdk.video.source import open_source
@@ -37,6 +37,7 @@ __all__ = [
     "SourceEvent",
     "SourceState",
     "SourceStats",
+    "Stopped",
     "SyntheticScene",
     "SyntheticSettings",
     "SyntheticSource",
