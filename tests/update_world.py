@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 from edge_sdk.bundle import Bundle, write_bundle
-from edge_sdk.update import InstallSettings, TrialSettings
+from edge_sdk.update import Device, InstallSettings, TrialSettings
 from edge_sdk.update.disk import Disk
 from edge_sdk.update.probe import ProbeReport, ProbeSettings
 from tests.graphs import residual
@@ -29,6 +29,20 @@ def write_version(folder: Path, version: str) -> Bundle:
 def settings(bundle: Path, device: Path, **values: object) -> InstallSettings:
     """Settings of an installation without a probe and with a short trial."""
     return InstallSettings(**{"bundle": bundle, "device": device, "probe": None, "trial": TRIAL, **values})  # type: ignore[arg-type]
+
+
+def running(device: Path) -> str:
+    """Name of the bundle that runs, read and verified whole."""
+    journal = Device(device).journal()
+    assert journal.current is not None
+    return Bundle.open(device / journal.current).manifest.name
+
+
+def state(device: Path) -> str:
+    """How far the last update is."""
+    update = Device(device).journal().update
+    assert update is not None
+    return update.state
 
 
 def passing(bundle: Bundle, reference: Path, asked: ProbeSettings) -> ProbeReport:

@@ -93,7 +93,7 @@ class Health:
             UpdateError, OutputError: it cannot be, because the journal cannot be written.
         """
         if self._update is None or self._device is None:
-            return False
+            return self._rolled_back
         self._errors += 1
         self._since, self._frames = None, 0
         if self._errors >= self._update.trial.max_errors:

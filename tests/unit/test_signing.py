@@ -73,6 +73,7 @@ def test_a_signed_bundle_opens_under_its_policy_and_without_one(signed: Path, ke
         assert bundle.signature.signed.key_id == keys.id == key_id(read_public_key(keys.public))
     plain = Bundle.open(signed)
     assert plain.signature is None
+    assert bundle.signature is not None
     assert plain.manifest_sha256 == bundle.manifest_sha256 == bundle.signature.signed.manifest_sha256
     assert "signature.json" not in plain.manifest.files
 
@@ -113,7 +114,7 @@ def _flip_in(name: str) -> Callable[[Path], None]:
     return flip
 
 
-def _cut(name: str) -> Callable[[Path], None]:
+def _cut(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
 
 
