@@ -73,13 +73,18 @@ class CannotPrepareError(Exception):
     """Why it cannot be made on this machine."""
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """Variables for a child process in which ``import pycuda.driver`` finds the simulated driver; may skip the test."""
+def environment(*, older: bool = False, **variables: str) -> dict[str, str]:
+    """Variables for a child process in which ``import pycuda.driver`` finds the simulated driver; may skip the test.
+
+    Args:
+        older: with the older of the two layouts of cuda-python.
+    """
     found = _prepare()
     if isinstance(found, str):
         pytest.skip(f"the CUDA files cannot be run over a simulated driver here: {found}")
-    packages, library = found
-    paths = {"LD_LIBRARY_PATH": [str(library)], "PYTHONPATH": [str(packages), str(ROOT)]}
+    packages, library, before = found
+    places = [before, packages, ROOT] if older else [packages, ROOT]
+    paths = {"LD_LIBRARY_PATH": [str(library)], "PYTHONPATH": list(map(str, places))}
     joined = {
         name: os.pathsep.join([*first, *filter(None, [os.environ.get(name, "")])])
         for name, first in paths.items()
@@ -88,16 +93,16 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @cache
-def _prepare() -> tuple[Path, Path] | str:
-    """Folders of the packages and of the driver, or why there are none."""
+def _prepare() -> tuple[Path, Path, Path] | str:
+    """The folders that :func:`prepare` gives, or why there are none."""
     try:
         return prepare()
     except CannotPrepareError as error:
         return str(error)
 
 
-def prepare() -> tuple[Path, Path]:
-    """Folders of the packages and of the driver, made where they are not there.
+def prepare() -> tuple[Path, Path, Path]:
+    """Folders of the packages, of the driver and of the older cuda-python, made where they are not there.
 
     Raises:
         CannotPrepareError: no compiler, no network, or either fails.
@@ -113,7 +118,8 @@ def prepare() -> tuple[Path, Path]:
     sources = sorted(DRIVER.glob("*.[ch]"))
     library = _made(place, "driver", _key(*sources), lambda folder: _compile_driver(folder, include))
     packages = _made(place, "packages", _key(), lambda folder: _build_packages(folder, include, library))
-    return packages, library
+    older = _made(place, "older", _key(), _fetch_older)
+    return packages, library, older
 
 
 def _key(*files: Path) -> str:
@@ -151,6 +157,10 @@ def _fetch_headers(folder: Path) -> None:
     _pip("install", "--no-deps", "--target", str(folder), *_pins("nvidia-"))
 
 
+def _fetch_older(folder: Path) -> None:
+    _pip("install", "--no-deps", "--target", str(folder), *_pins("cuda-python"))
+
+
 def _compile_driver(folder: Path, include: Path) -> None:
     library = folder / "libcuda.so.1"
     sources = [str(file) for file in sorted(DRIVER.glob("*.c"))]
@@ -180,7 +190,7 @@ def _build_packages(folder: Path, include: Path, library: Path) -> None:
         source = next(path for path in build.glob("pycuda-*") if path.is_dir())
         (source / "siteconf.py").write_text(_SITECONF.format(headers=str(include), library=str(library)))
         _call([sys.executable, "-c", _PARALLEL, str(folder)], cwd=source)
-    _pip("install", "--no-deps", "--target", str(folder), *_pins("cuda-"))
+    _pip("install", "--no-deps", "--target", str(folder), *_pins("cuda-bindings", "cuda-pathfinder"))
 
 
 def _pip(verb: str, *arguments: str) -> None:
@@ -201,8 +211,7 @@ def _call(command: list[str], cwd: Path | None = None, timeout_s: float = _COMPI
 
 def main() -> None:
     began = time.perf_counter()
-    packages, library = prepare()
-    print(f"{packages}\n{library}\n{time.perf_counter() - began:.1f} s")
+    print(*prepare(), f"{time.perf_counter() - began:.1f} s", sep="\n")
 
 
 if __name__ == "__main__":

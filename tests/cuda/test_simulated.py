@@ -18,23 +18,29 @@ FILES = sorted((Path(__file__).parent / "inside").glob("test_*.py"))
 TIMEOUT_S = 240.0
 
 
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
-    """Made here and not in a test: compiling pycuda for the first time takes longer than one test may."""
-    return prepare.environment(EDGE_SDK_SIMULATED_CUDA="1", OMP_NUM_THREADS="1")
-
-
+# Compiling pycuda for the first time takes longer than one test may.
 @pytest.mark.timeout(1200)
-def test_the_driver_and_pycuda_can_be_made(environment: dict[str, str]) -> None:
+def test_the_driver_and_pycuda_can_be_made() -> None:
     code = "import pycuda.driver as drv; drv.init(); print(drv.Device(0).name())"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+        [sys.executable, "-c", code],
+        env=prepare.environment(), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
     assert done.stdout.strip() == "Simulated GPU", done.stderr
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem.removeprefix("test_"))
-def test_inside(file: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_inside(file: Path, tmp_path: Path) -> None:
+    check(file, tmp_path)
+
+
+def test_graphs_with_the_older_layout_of_cuda_python(tmp_path: Path) -> None:
+    check(FILES[0].with_name("test_graphs.py"), tmp_path, older=True)
+
+
+def check(file: Path, tmp_path: Path, *, older: bool = False) -> None:
+    environment = prepare.environment(older=older, EDGE_SDK_SIMULATED_CUDA="1", OMP_NUM_THREADS="1")
     results = tmp_path / "results.xml"
     command = [
         sys.executable,

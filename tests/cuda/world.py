@@ -62,9 +62,9 @@ class Driver:
         calls, last = ({name: pair[i] for name, pair in found["calls"].items()} for i in (0, 1))
         return Report(problems, calls, last, found["live"])
 
-    def fail(self, name: str, code: int, *, after: int = 0, sticky: bool = False) -> None:
-        """Let a function fail once, after some more calls that succeed; sticky errors stay until the context ends."""
-        self.library.sim_fail(name.encode(), ctypes.c_long(after), code, int(sticky))
+    def fail(self, name: str, code: int, *, after: int = 0, times: int = 1, sticky: bool = False) -> None:
+        """Let a function fail, after some more calls that succeed; sticky errors stay until the context ends."""
+        self.library.sim_fail(name.encode(), ctypes.c_long(after), ctypes.c_long(times), code, int(sticky))
 
     def refuse_capture(self) -> None:
         self.library.sim_refuse_capture(1)

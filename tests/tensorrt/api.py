@@ -69,6 +69,13 @@ THROUGH_OTHERS = {
     "IProgressMonitor.phase_finish",
     "IProgressMonitor.phase_start",
     "IProgressMonitor.step_complete",
+    "DataType.BOOL",
+    "DataType.FLOAT",
+    "DataType.HALF",
+    "DataType.INT32",
+    "DataType.INT64",
+    "DataType.INT8",
+    "DataType.UINT8",
     "ITensor.dtype",
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
     "init_libnvinfer_plugins",
@@ -89,6 +96,8 @@ def used_in(source: str) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and (dotted := _dotted(node)):
             root, *names = dotted
+            if root == "self" and len(names) > 1:
+                root, *names = names[0].lstrip("_"), *names[1:]
             if root == "trt":
                 found.add(".".join(names[:2]))
             elif root in VARIABLES:

@@ -95,19 +95,19 @@ class CudaDevice:
             self.driver.init()
             gpu = self.driver.Device(options.device)
             self._context: Any = gpu.retain_primary_context()
-            self.report = _describe(self.driver, gpu)
+            try:
+                self.report = _describe(self.driver, gpu)
+                with self:
+                    self.stream: Any = self.driver.Stream(_NON_BLOCKING)
+                    self._prefer_main()
+            except BaseException:
+                self.native.release(self._context)
+                raise
         except self.driver.Error as error:
             raise EngineError(
                 f"GPU {options.device}: it cannot be used: {error}.",
                 hint="See what 'edge-sdk doctor' says of this machine.",
             ) from error
-        try:
-            with self:
-                self.stream: Any = self.driver.Stream(_NON_BLOCKING)
-                self._prefer_main()
-        except BaseException:
-            self.native.release(self._context)
-            raise
 
     def __enter__(self) -> CudaDevice:
         self.check_usable()

@@ -97,16 +97,20 @@ class CudaBuffer:
         self._lane = lane
 
     def close(self) -> None:
-        """Give the memory back; closing twice does nothing. A host side that somebody still holds stays readable."""
+        """Give the memory back; closing twice does nothing. A host side that somebody still holds stays readable.
+
+        Raises:
+            EngineError: another thread owns the device.
+        """
+        if self._release is None:
+            return
+        self.device.check_thread()
         release, self._release = self._release, None
-        self._host = self._attach = self._lane = (
-            None  # where the host's side is all there is, it goes with this
-        )
-        if release is not None:
-            self.device.forget(self)
-            if not self.device.lost:
-                with self.device:
-                    release()
+        self._host = self._attach = self._lane = None
+        self.device.forget(self)
+        if not self.device.lost:
+            with self.device:
+                release()
 
 
 class Memory(Protocol):

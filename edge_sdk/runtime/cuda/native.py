@@ -111,12 +111,24 @@ class NativeDriver:
 
         pycuda makes the context current to release it, and counts on that to end; a primary context's does not.
         """
-        handle = context.handle
-        before = self._current()
+        before = self._pop_all()
+        self._push_all(before)
         context.detach()
-        if self._current() == handle != before:
+        self._pop_all()
+        self._push_all(before)
+
+    def _pop_all(self) -> list[ctypes.c_void_p]:
+        """The thread's contexts, the one that was current last; afterwards there is none."""
+        found: list[ctypes.c_void_p] = []
+        while self._current() is not None:
             popped = ctypes.c_void_p()
             self._call("cuCtxPopCurrent_v2", ctypes.byref(popped))
+            found.insert(0, popped)
+        return found
+
+    def _push_all(self, contexts: list[ctypes.c_void_p]) -> None:
+        for context in contexts:
+            self._call("cuCtxPushCurrent_v2", context)
 
     def _free(self, address: ctypes.c_uint64, context: ctypes.c_void_p, device: int) -> None:
         # A finaliser has nobody to tell of errors, and a GPU that has failed gives some.

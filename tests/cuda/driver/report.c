@@ -14,6 +14,7 @@ typedef struct {
     long calls;
     long last;        /* number of its last call among all calls */
     long fails_after; /* calls that still succeed; -1 where none is to fail */
+    long times;       /* calls that fail then */
     CUresult result;
     bool sticky;
 } Call;
@@ -59,7 +60,9 @@ CUresult sim_enter(const char *name, bool needs_context)
     Call *call = call_named(name);
     call->calls++;
     call->last = ++total;
-    if (call->fails_after >= 0 && call->fails_after-- == 0) {
+    if (call->fails_after > 0) call->fails_after--;
+    else if (call->fails_after == 0) {
+        if (--call->times <= 0) call->fails_after = -1;
         if (call->sticky) world.sticky = call->result;
         return call->result;
     }
@@ -106,12 +109,13 @@ void sim_configure(int mode, uint64_t seed, int patience, int integrated)
     sim_unlock();
 }
 
-/* Let the call `name` fail once, after `after` more that succeed; with `sticky` every later call fails too. */
-void sim_fail(const char *name, long after, int result, int sticky)
+/* Let the call `name` fail `times` times, after `after` more that succeed; with `sticky` every later call fails too. */
+void sim_fail(const char *name, long after, long times, int result, int sticky)
 {
     sim_lock();
     Call *call = call_named(name);
     call->fails_after = after;
+    call->times = times;
     call->result = (CUresult)result;
     call->sticky = sticky;
     sim_unlock();
