@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from edge_sdk.errors import ClosedError, EdgeSdkError, RecipeError, VideoError
 from edge_sdk.video.base import VideoSource
@@ -134,17 +134,43 @@ class SeveralSources(Generic[K]):
         self.close()
 
 
+@overload
 def open_sources(
     uris: Mapping[K, str | Path],
     *,
     required: bool = True,
     limit: int | None = None,
     on_event: OnEvent | None = None,
-) -> SeveralSources[K]:
+) -> SeveralSources[K]: ...
+
+
+@overload
+def open_sources(
+    uris: Sequence[str | Path],
+    *,
+    required: bool = True,
+    limit: int | None = None,
+    on_event: OnEvent | None = None,
+) -> SeveralSources[int]: ...
+
+
+def open_sources(
+    uris: Mapping[Any, str | Path] | Sequence[str | Path],
+    *,
+    required: bool = True,
+    limit: int | None = None,
+    on_event: OnEvent | None = None,
+) -> SeveralSources[Any]:
     """Open several sources, all at the same time.
 
+    With a list the streams are 0, 1 and so on, as a :class:`~edge_sdk.runtime.several.MultiRunner` numbers them::
+
+        with MultiRunner("my_pair", streams=2) as runner, open_sources(["csi://0", "csi://1"]) as cameras:
+            for stream, frame in cameras:
+                result = runner(stream, frame)
+
     Args:
-        uris: what to open, see :func:`~edge_sdk.video.source.open_source`, by the name of the stream.
+        uris: what to open, see :func:`~edge_sdk.video.source.open_source`, by the name of the stream or in a list.
         required: whether each must open; else those that cannot are in ``errors`` from the start, as long as one can.
         limit: most frames of each stream.
         on_event: told of every live source's changes; ``SourceEvent.uri`` says which one.
@@ -153,10 +179,13 @@ def open_sources(
         RecipeError: no URIs, or one that is malformed, required or not.
         EdgeSdkError: what the first one that cannot be opened raised; those already open are closed.
     """
-    opened: dict[K, VideoSource] = {}
-    errors: dict[K, EdgeSdkError] = {}
+    if isinstance(uris, str | Path):
+        raise RecipeError(f"sources: expected several, got {str(uris)!r}.", hint="Use open_source() for one.")
+    named = dict(uris) if isinstance(uris, Mapping) else dict(enumerate(uris))
+    opened: dict[Any, VideoSource] = {}
+    errors: dict[Any, EdgeSdkError] = {}
 
-    def work(name: K, uri: str | Path) -> None:
+    def work(name: Any, uri: str | Path) -> None:
         try:
             opened[name] = open_source(uri, limit=limit, on_event=on_event)
         except EdgeSdkError as error:
@@ -164,18 +193,18 @@ def open_sources(
 
     threads = [
         threading.Thread(target=work, args=item, name=f"edge-sdk-open {item[0]}", daemon=True)
-        for item in uris.items()
+        for item in named.items()
     ]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             thread.join()
-        wrong = [name for name in uris if isinstance(errors.get(name), RecipeError)]
+        wrong = [name for name in named if isinstance(errors.get(name), RecipeError)]
         if errors and (required or wrong or not opened):
-            first = next(name for name in (wrong or uris) if name in errors)
+            first = next(name for name in (wrong or named) if name in errors)
             raise errors[first]
-        return SeveralSources({name: opened[name] for name in uris if name in opened}, errors=errors)
+        return SeveralSources({name: opened[name] for name in named if name in opened}, errors=errors)
     except BaseException:
         for source in opened.values():
             source.close()

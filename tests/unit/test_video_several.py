@@ -145,8 +145,16 @@ def test_what_cannot_be_opened() -> None:
         open_sources({"b": "nowhere.mp4"}, required=False)
     with pytest.raises(RecipeError, match="unknown key"):
         open_sources({"a": scene(2), "b": "camera:0?hight=3"}, required=False)
-    with pytest.raises(RecipeError, match="expected at least one"):
-        open_sources({})
+    for nothing in ("mapping", "list"):
+        with pytest.raises(RecipeError, match="expected at least one"):
+            open_sources({} if nothing == "mapping" else [])
+    with pytest.raises(RecipeError, match=r"expected several, got 'camera:0'.*open_source\(\) for one"):
+        open_sources("camera:0")
+
+
+def test_a_list_numbers_its_streams() -> None:
+    with open_sources([scene(1), scene(2)]) as sources:
+        assert [name for name, _ in sources] == [0, 1, 1]
 
 
 def test_one_that_fails_to_open_closes_the_rest(monkeypatch) -> None:
