@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 
 import pytest
 
 from edge_sdk.systemd import Notifier
 from tests.cameras import SimulatedClock
-
-
-class Manager:
-    """The other end of NOTIFY_SOCKET."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.channel.bind(address)
-        self.channel.setblocking(False)
-
-    def heard(self) -> list[str]:
-        messages = []
-        while True:
-            try:
-                messages.append(self.channel.recv(4096).decode())
-            except BlockingIOError:
-                return messages
+from tests.jetson_files import Manager
 
 
 @pytest.fixture(params=["file", "abstract"])
 def manager(request, tmp_path):
     name = f"edge-sdk-test-{os.getpid()}-{tmp_path.name}"
     file = str(tmp_path / "notify")
-    manager = Manager(file if request.param == "file" else f"\0{name}")
-    manager.address = file if request.param == "file" else f"@{name}"
+    manager = Manager(file) if request.param == "file" else Manager(f"\0{name}", f"@{name}")
     yield manager
-    manager.channel.close()
+    manager.close()
 
 
 def test_messages_are_those_of_sd_notify(manager):

@@ -214,6 +214,25 @@ def test_frames_that_never_reach_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_write_that_a_signal_cuts_short_costs_nothing_that_was_written(tmp_path, monkeypatch, written):
+    sink = open_sink(tmp_path / "out.avi", fps=30.0, size_hw=SIZE)
+    write = sink._write
+
+    def cut_short(image):
+        if written:
+            write(image)
+        raise KeyboardInterrupt
+
+    with sink:
+        sink.write(picture(0))
+        monkeypatch.setattr(sink, "_write", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            sink.write(picture(1))
+    with open_source(tmp_path / "out.avi") as video:
+        assert video.frame_count == 1 + written
+
+
 def test_garbage_collected_sink_leaves_nothing(tmp_path: Path) -> None:
     import gc
 
