@@ -147,21 +147,25 @@ class CudaDevice:
             )
 
     def failure(self, what: str, error: BaseException) -> EngineError:
-        """The error to raise for one of the driver's.
+        """The error to raise for one of the driver's; what was enqueued before it is over.
 
         Some errors, such as a kernel that wrote where it must not, stay: every later call fails. Whether this is one
         is found by asking the driver once more.
         """
+        self.settle()
         message = f"{what}: {' '.join(str(error).split())}".rstrip(".")
+        if self._lost is not None:
+            return DeviceLostError(f"{message}.", hint=RESTART)
+        return EngineError(f"{message}.")
+
+    def settle(self) -> None:
+        """After a failure: wait for everything, so that no memory is in use any more, and see whether calls work."""
         if self._lost is None:
             try:
                 with self:
                     self.driver.Context.synchronize()
-            except self.driver.Error as again:
-                self._lost = str(again)
-        if self._lost is not None:
-            return DeviceLostError(f"{message}.", hint=RESTART)
-        return EngineError(f"{message}.")
+            except self.driver.Error as error:
+                self._lost = str(error)
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:

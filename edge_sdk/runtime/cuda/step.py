@@ -69,7 +69,11 @@ class CudaStep:
                 addresses = {name: buffer.address for name, buffer in self._buffers.items()}
                 self._execution: Execution | None = engine.open_execution(addresses)
         except device.errors as error:
+            self._drop()
             raise device.failure(f"engine {engine.path}: it cannot be bound", error) from error
+        except BaseException:
+            self._drop()
+            raise
         if not self._may_capture:
             self._note_graph("turned off")
 
@@ -112,6 +116,9 @@ class CudaStep:
                 self._done.record(lane.stream)
         except device.errors as error:
             raise device.failure(f"step of {self._engine.path}", error) from error
+        except BaseException:
+            device.settle()
+            raise
         self._pending = True
 
     def finished(self) -> bool:
