@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
@@ -15,9 +16,13 @@ from edge_sdk.video.base import VideoSource
 from edge_sdk.video.frame import Frame
 from edge_sdk.video.live import LiveSource
 from edge_sdk.video.source import open_source
-from edge_sdk.video.watchdog import OnEvent
+from edge_sdk.video.uri import is_live
+from edge_sdk.video.watchdog import LiveSettings, OnEvent
 
 _log = logging.getLogger(__name__)
+
+# Pauses between the tries to open a camera that was not there at the start.
+_RETRIES = LiveSettings(pause_s=1.0)
 
 K = TypeVar("K", bound=Hashable)
 
@@ -35,21 +40,21 @@ class SeveralSources(Generic[K]):
 
     Args:
         sources: opened sources by the name of the stream; :meth:`close` closes them.
-        errors: streams that are missing from the start.
 
     Raises:
         RecipeError: no sources.
     """
 
-    def __init__(
-        self, sources: Mapping[K, VideoSource], *, errors: Mapping[K, EdgeSdkError] | None = None
-    ) -> None:
+    def __init__(self, sources: Mapping[K, VideoSource]) -> None:
         if not sources:
             raise RecipeError("sources: expected at least one, got none.")
         self.sources: dict[K, VideoSource] = dict(sources)
-        self.errors: dict[K, EdgeSdkError] = dict(errors or {})
+        self.errors: dict[K, EdgeSdkError] = {}
         self._news = threading.Event()
-        self._closed = False
+        self._lock = threading.Lock()
+        self._coming: set[K] = set()
+        self._arrived: dict[K, VideoSource] = {}
+        self._closing = threading.Event()
 
     def __iter__(self) -> Iterator[tuple[K, Frame]]:
         """Read on until every stream has ended.
@@ -62,20 +67,27 @@ class SeveralSources(Generic[K]):
         with ExitStack() as stack:
             takers: dict[K, Callable[[], Frame | None]] = {}
             for name, source in self.sources.items():
-                if name in self.errors:
-                    continue
-                if isinstance(source, LiveSource):
-                    stack.callback(source.listen(self._news.set))
-                    takers[name] = _live_taker(source)
-                else:
-                    takers[name] = _taker(source)
-            yield from self._turns(takers)
+                if name not in self.errors:
+                    takers[name] = self._taker(source, stack)
+            yield from self._turns(takers, stack)
 
-    def _turns(self, takers: dict[K, Callable[[], Frame | None]]) -> Iterator[tuple[K, Frame]]:
+    def _taker(self, source: VideoSource, stack: ExitStack) -> Callable[[], Frame | None]:
+        if isinstance(source, LiveSource):
+            stack.callback(source.listen(self._news.set))
+            return _live_taker(source)
+        frames = iter(source)
+        return lambda: next(frames)
+
+    def _turns(
+        self, takers: dict[K, Callable[[], Frame | None]], stack: ExitStack
+    ) -> Iterator[tuple[K, Frame]]:
         order = list(takers)
-        while order:
+        while order or self._coming:
             # Cleared before looking: what comes while we look sets it again.
             self._news.clear()
+            for name, source in self._join():
+                takers[name] = self._taker(source, stack)
+                order.append(name)
             idle = 0
             while order and idle < len(order):
                 name = order.pop(0)
@@ -94,7 +106,7 @@ class SeveralSources(Generic[K]):
                 idle = 0
                 yield name, frame
                 self._require_open()
-            if order:
+            if order or self._coming:
                 self._news.wait()
                 self._require_open()
         if len(self.errors) >= len(self.sources.keys() | self.errors.keys()):
@@ -106,10 +118,53 @@ class SeveralSources(Generic[K]):
         _log.error("stream %s is left out: %s", name, error)
         # Not closed here: that may wait for a driver that hangs, and the others would wait with it.
 
+    def keep_trying(self, name: K, uri: str | Path, open_it: Callable[[], VideoSource]) -> None:
+        """Try again and again to open a stream that is in ``errors``; it joins the others when it is there.
+
+        Args:
+            name: of the stream.
+            uri: for the log.
+            open_it: opens it, or raises.
+        """
+        self._coming.add(name)
+        thread = threading.Thread(
+            target=self._try, args=(name, uri, open_it), name=f"edge-sdk-open {name}", daemon=True
+        )
+        thread.start()
+
+    def _try(self, name: K, uri: str | Path, open_it: Callable[[], VideoSource]) -> None:
+        pause_s = _RETRIES.pause_s
+        while not self._closing.wait(pause_s):
+            pause_s = min(pause_s * _RETRIES.pause_growth, _RETRIES.max_pause_s)
+            try:
+                source = open_it()
+            except EdgeSdkError as error:
+                _log.debug("stream %s: still not there: %s", name, error)
+                continue
+            with self._lock:
+                if not self._closing.is_set():
+                    self._arrived[name] = source
+                    self._news.set()
+                    _log.info("stream %s is there now", name)
+                    return
+            source.close()
+
+    def _join(self) -> list[tuple[K, VideoSource]]:
+        """Streams that were missing and have been opened since."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, {}
+            self.sources.update(arrived)
+            for name in arrived:
+                self._coming.discard(name)
+                self.errors.pop(name, None)
+        return list(arrived.items())
+
     def close(self) -> None:
         """Close all sources; closing twice does nothing, and one that fails does not keep the others open."""
-        self._closed = True
+        with self._lock:
+            self._closing.set()
         self._news.set()
+        self._join()
         # At the same time, since each may have to wait for its driver.
         threads = [
             threading.Thread(target=source.close, name=f"edge-sdk-close {name}", daemon=True)
@@ -121,7 +176,7 @@ class SeveralSources(Generic[K]):
             thread.join()
 
     def _require_open(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise ClosedError("sources: they are closed.", hint="Open them again with open_sources().")
 
     def __enter__(self) -> SeveralSources[K]:
@@ -171,7 +226,8 @@ def open_sources(
 
     Args:
         uris: what to open, see :func:`~edge_sdk.video.source.open_source`, by the name of the stream or in a list.
-        required: whether each must open; else those that cannot are in ``errors`` from the start, as long as one can.
+        required: whether each must open. Else one is enough: those that cannot are in ``errors``, and cameras and
+            network streams among them are tried again, with growing pauses, until they can or all are closed.
         limit: most frames of each stream.
         on_event: told of every live source's changes; ``SourceEvent.uri`` says which one.
 
@@ -182,12 +238,13 @@ def open_sources(
     if isinstance(uris, str | Path):
         raise RecipeError(f"sources: expected several, got {str(uris)!r}.", hint="Use open_source() for one.")
     named = dict(uris) if isinstance(uris, Mapping) else dict(enumerate(uris))
+    options: dict[str, Any] = {"limit": limit, "on_event": on_event}
     opened: dict[Any, VideoSource] = {}
     errors: dict[Any, EdgeSdkError] = {}
 
     def work(name: Any, uri: str | Path) -> None:
         try:
-            opened[name] = open_source(uri, limit=limit, on_event=on_event)
+            opened[name] = open_source(uri, **options)
         except EdgeSdkError as error:
             errors[name] = error
 
@@ -204,11 +261,16 @@ def open_sources(
         if errors and (required or wrong or not opened):
             first = next(name for name in (wrong or named) if name in errors)
             raise errors[first]
-        return SeveralSources({name: opened[name] for name in named if name in opened}, errors=errors)
+        sources = SeveralSources({name: opened[name] for name in named if name in opened})
     except BaseException:
         for source in opened.values():
             source.close()
         raise
+    sources.errors.update(errors)
+    for name in errors:
+        if is_live(named[name]) and isinstance(errors[name], VideoError):
+            sources.keep_trying(name, named[name], partial(open_source, named[name], **options))
+    return sources
 
 
 def _live_taker(source: LiveSource) -> Callable[[], Frame | None]:
@@ -224,8 +286,3 @@ def _live_taker(source: LiveSource) -> Callable[[], Frame | None]:
         return frame
 
     return take
-
-
-def _taker(source: VideoSource) -> Callable[[], Frame | None]:
-    frames = iter(source)
-    return lambda: next(frames)

@@ -71,6 +71,11 @@ def parse_source_uri(uri: str) -> SourceUri:
     return SourceUri(uri, "path", target, query)
 
 
+def is_live(uri: str | Path) -> bool:
+    """Whether ``uri``, a valid one, names a camera or a network stream."""
+    return parse_source_uri(str(uri)).scheme not in ("path", "synthetic")
+
+
 def path_of_file_uri(uri: str) -> str:
     """The path a ``file:`` URI names.
 

@@ -11,6 +11,7 @@ import pytest
 from edge_sdk.errors import ClosedError, MissingFileError, RecipeError, VideoError
 from edge_sdk.video import LiveSettings, LiveSource, Selection, SeveralSources, open_source, open_sources
 from tests.cameras import FakeDevice, pictures
+from tests.rtsp_server import wait_until
 from tests.videos import picture
 
 QUICK = LiveSettings(stall_s=0.2, open_s=5, pause_s=0.01, max_pause_s=0.02, lost_s=0.5)
@@ -145,9 +146,10 @@ def test_what_cannot_be_opened() -> None:
         open_sources({"b": "nowhere.mp4"}, required=False)
     with pytest.raises(RecipeError, match="unknown key"):
         open_sources({"a": scene(2), "b": "camera:0?hight=3"}, required=False)
-    for nothing in ("mapping", "list"):
-        with pytest.raises(RecipeError, match="expected at least one"):
-            open_sources({} if nothing == "mapping" else [])
+    with pytest.raises(RecipeError, match="expected at least one"):
+        open_sources({})
+    with pytest.raises(RecipeError, match="expected at least one"):
+        open_sources([])
     with pytest.raises(RecipeError, match=r"expected several, got 'camera:0'.*open_source\(\) for one"):
         open_sources("camera:0")
 
@@ -155,6 +157,52 @@ def test_what_cannot_be_opened() -> None:
 def test_a_list_numbers_its_streams() -> None:
     with open_sources([scene(1), scene(2)]) as sources:
         assert [name for name, _ in sources] == [0, 1, 1]
+
+
+def test_a_camera_that_is_missing_at_the_start_joins_when_it_is_there(monkeypatch) -> None:
+    tries: list[str] = []
+    late = running()
+
+    def opening(uri, **options):
+        tries.append(uri)
+        if uri == "camera:late":
+            if tries.count(uri) < 4:
+                raise VideoError("camera:late: cannot be opened.")
+            return LiveSource(late)
+        return LiveSource(running()) if uri == "camera:0" else open_source(uri, **options)
+
+    monkeypatch.setattr("edge_sdk.video.several.open_source", opening)
+    monkeypatch.setattr("edge_sdk.video.several._RETRIES", LiveSettings(pause_s=0.02, max_pause_s=0.05))
+    seen: Counter = Counter()
+    with open_sources(
+        {"here": "camera:0", "late": "camera:late", "file": "nowhere.mp4"}, required=False
+    ) as sources:
+        assert sorted(sources.errors) == ["file", "late"]
+        for name, _ in sources:
+            seen[name] += 1
+            if seen["late"] >= 3:
+                break
+        assert sorted(sources.errors) == ["file"]
+        assert sorted(sources.sources) == ["here", "late"]
+    assert seen["here"] >= 3
+    assert (tries.count("camera:late"), tries.count("nowhere.mp4")) == (4, 1)
+    assert late.released == [True]
+
+
+def test_closing_ends_the_tries_for_a_missing_camera(monkeypatch) -> None:
+    def opening(uri, **options):
+        if uri == "camera:late":
+            raise VideoError("camera:late: cannot be opened.")
+        return open_source(uri, **options)
+
+    monkeypatch.setattr("edge_sdk.video.several.open_source", opening)
+    with open_sources({"here": scene(2), "late": "camera:late"}, required=False) as sources:
+        turns = iter(sources)
+        assert [next(turns)[0] for _ in range(2)] == ["here", "here"]
+        threading.Timer(0.05, sources.close).start()
+        with pytest.raises(ClosedError):
+            next(turns)
+    wait_until(lambda: not any(t.name == "edge-sdk-open late" for t in threading.enumerate()))
 
 
 def test_one_that_fails_to_open_closes_the_rest(monkeypatch) -> None:
