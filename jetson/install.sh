@@ -7,7 +7,7 @@ shopt -s nullglob
 readonly PYCUDA='pycuda>=2026.1,<2027'
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 repository=$(dirname -- "$here")
-root='' l4t='' venv=$repository/.venv dry_run=false apt=true gpu=true
+root='' l4t='' venv=$repository/.venv dry_run=false apt=true gpu=true image=false
 
 usage() {
     cat <<'HELP'
@@ -19,6 +19,8 @@ usage: jetson/install.sh [options]
                  while a container image is built
   --no-apt       install no system packages; stop where one is missing
   --no-gpu       leave out pycuda and cuda-python: edge_sdk then computes on the CPU
+  --image        a container image is built: there is no GPU yet for doctor to look at, and the compiler library of the
+                 DLA comes from the host
   --root FOLDER  look at the system below this folder (for tests; give --dry-run too)
 HELP
 }
@@ -49,6 +51,7 @@ parse() {
             --dry-run) dry_run=true ;;
             --no-apt) apt=false ;;
             --no-gpu) gpu=false ;;
+            --image) image=true ;;
             --venv) venv=$(value_of "$@"); shift ;;
             --l4t) l4t=$(value_of "$@"); shift ;;
             --root) root=$(value_of "$@"); shift ;;
@@ -110,7 +113,7 @@ find_missing() { # sets missing, the system packages whose files are not there
         lacks "$root/usr/local/cuda-$cuda/bin/nvcc" && missing+=("cuda-toolkit-${cuda/./-}")
     fi
     # TensorRT of JetPack 6 does not load without the compiler of an accelerator, even where there is no accelerator.
-    if [[ $jetpack == 'JetPack 6' ]]; then
+    if [[ $jetpack == 'JetPack 6' ]] && ! "$image"; then
         lacks "$root"/usr/lib/libnvdla_compiler.so* "$root"/usr/lib/aarch64-linux-gnu/{,*/}libnvdla_compiler.so* &&
             missing+=(nvidia-l4t-dla-compiler)
     fi
@@ -174,7 +177,7 @@ main() {
         install_gpu_packages
     fi
     run "$venv/bin/python" -m pip install --constraint "$here/constraints.txt" "${repository}[jetson]"
-    run "$venv/bin/edge-sdk" doctor
+    "$image" || run "$venv/bin/edge-sdk" doctor
 }
 
 main "$@"

@@ -17,10 +17,12 @@ JETSON = ROOT / "jetson"
 
 def script(name: str) -> ModuleType:
     """``jetson/NAME.py`` as a module of its own."""
-    spec = importlib.util.spec_from_file_location(name, JETSON / f"{name}.py")
+    own_name = f"jetson_script_{name}"
+    spec = importlib.util.spec_from_file_location(own_name, JETSON / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[own_name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

