@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.cli import app
+from tests.integration.update_cases import UPDATES
 
 inputs = pytest.importorskip(
     "tests.integration.world", reason="needs the workstation's packages", exc_type=ImportError
@@ -129,7 +130,7 @@ CASES = [
     Case("label ids", "evaluate {world}/bundle {world}/strange_ids --intervals 2",
          ("strange_ids: labels of frame 0", "found [4, 5, 6]", "the same classes")),
     # options
-    Case("verb", "distil {world}/bundle", ("No such command 'distil'. Did you mean 'distill'?", "edge-sdk --help")),
+    Case("verb", "distil {world}/bundle", ("No such command 'distil'. Did you mean 'distill'", "edge-sdk --help")),
     run("option", "--fps 3", "No such option: --fps", "See: edge-sdk run --help"),
     run("option without value", "--out", "Option '--out' requires an argument", "--help"),
     Case("argument missing", "run {world}/bundle", ("Missing argument 'SOURCE'", "See: edge-sdk run --help")),
@@ -142,6 +143,11 @@ CASES = [
     Case("linted for another runtime", "lint {world}/bundle --backend tpu", ("'--backend'", "'tpu'", "'tensorrt'")),
     Case("graph of a bundle cut", "lint {world}/cut_graph", ("'delta.onnx' is truncated", "Copy the bundle again")),
     run("interval 0", "--interval 0", "'--interval'", "greater than or equal to 1", "See: edge-sdk run --help"),
+    run("port", "--serve 80800", "expected [HOST:]PORT", "got '80800'", "0.0.0.0:8080 for the network"),
+    run("host without port", "--serve localhost", "expected [HOST:]PORT", "got 'localhost'"),
+    run("another machine's address", "--serve 192.0.2.1:0", "cannot listen on 192.0.2.1 port 0", "Give another port"),
+    run("token too short", "--serve 0 --serve-token secret", "--serve: token: expected 16 to 256 letters"),
+    run("token for nothing", "--serve-token 0123456789abcdef", "--serve-token: expected --serve too", "--serve 8080"),
     run("limit", "--limit ten", "'--limit'", "valid integer", "See: edge-sdk run --help"),
     Case("intervals", "evaluate {world}/bundle {scene} --intervals 0,5", ("'intervals.0'", "equal to 2, got 0")),
     Case("intervals of words", "evaluate {world}/bundle {scene} --intervals a", ("--intervals", "such as 5,10")),
@@ -276,6 +282,7 @@ CASES = [
     run("engine", "--engine onnxruntime-int8", "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
     recipe("evaluate", "engine to evaluate", {"engines": ["onnxruntime-int8"]},
            "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
+    *(Case(*row) for row in UPDATES),
     # data and outputs of the workstation's verbs
     recipe("train", "labels missing", {"data": ["{world}/unlabelled"]}, "frame 0 of", "unlabelled has none", "labels/"),
     recipe("train", "unknown ids", {"data": ["{world}/strange_ids"]},

@@ -10,11 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from edge_sdk.bundle import Bundle, sign_bundle
 from edge_sdk.distill.models import small_segmenter
+from edge_sdk.signing import Trust, make_key
+from edge_sdk.update import InstallSettings, install
 from tests.graphs import per_frame, residual
 from tests.videos import write_image, write_video
 
 SIZE = (32, 48)
+
+
+def _devices(root: Path) -> None:
+    """Keys, a signed bundle, and device folders: one that runs, one of a damaged journal, one on trial."""
+    for name in ("ours", "theirs"):
+        make_key(root / f"{name}.pem")
+    shutil.copytree(root / "bundle", root / "signed")
+    sign_bundle(Bundle.open(root / "signed"), root / "ours.pem", 3)
+    for name in ("device", "cut_device", "trial_device", "trial_device"):
+        install(InstallSettings(bundle=root / "bundle", device=root / name, probe=None))
+    trust = Trust(keys=(root / "ours.pub",))
+    install(InstallSettings(bundle=root / "signed", device=root / "signed_device", probe=None, trust=trust))
+    journal = root / "cut_device/journal.json"
+    journal.write_text(journal.read_text()[:-90])
 
 
 class RunsCode:
@@ -51,6 +68,7 @@ def make_world(root: Path) -> None:
     _frames(root)
     _videos(root)
     _checkpoints(root)
+    _devices(root)
 
 
 def _bundles(root: Path) -> None:

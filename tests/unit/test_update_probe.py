@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +195,40 @@ def test_from_a_key_to_a_confirmed_update(
     assert Device("device").journal().current == "a"
     assert "no bundle is on trial" in edge_sdk("slots", "device", "--confirm", code=2).stderr
     assert "expected one of them" in edge_sdk("slots", "device", "--confirm", "--rollback", code=2).stderr
+
+
+def test_the_readmes_way_of_updating_devices(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands, typed as they stand there, for a first and a second release; and its program."""
+    pytest.importorskip("cryptography")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Updating devices") : readme.index("## Further")]
+    once, release = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    (program,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "first", tmp_path / "my_pair"):
+        extend_bundle(Bundle.open(made / "bundle"), {}, out=folder, chosen={"onnxruntime": "float32"})
+    device = tmp_path / "camera"
+    install(InstallSettings(bundle=tmp_path / "first", device=device, probe=None))
+    seen = []
+    for line in (once + release).splitlines():
+        words = line.replace("clip.mp4", str(made / "frames")).replace("/opt/camera", str(device)).split()
+        if words[0] == "edge-sdk":
+            seen.append(words[1])
+            shown = edge_sdk(*words[1:]).stdout
+        if words[1] == "install":
+            assert "on trial: restart your program" in shown
+            lines = [
+                "from edge_sdk import EdgeRunner, open_source",
+                f"camera = open_source({str(made / 'frames')!r})",
+            ]
+            code = "\n".join([*lines, program.replace("/opt/camera", str(device)), "assert health.on_trial"])
+            exec(code, {})
+    assert seen == ["keygen", "compare", "sign", "install", "slots", "slots"]
+    update = Device(device).journal().update
+    assert update is not None
+    assert (update.state, update.starts, Device(device).journal().current) == ("rolled_back", 1, "a")
 
 
 def test_a_bundle_that_fails_its_probe_is_not_installed(made: Path, tmp_path: Path) -> None:
