@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -51,7 +50,7 @@ class Browser:
         complaints: errors of the page's scripts and what its own policy forbade, so far.
     """
 
-    def __init__(self, size: tuple[int, int] = (1200, 800), timeout_s: float = 60.0) -> None:
+    def __init__(self, size: tuple[int, int] = (1200, 860), timeout_s: float = 60.0) -> None:
         self._size, self._timeout_s = size, timeout_s
         self._commands = 0
         self._unread = b""
@@ -63,7 +62,6 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="edge-sdk-chromium-")
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        width, height = self._size
         arguments = [*_FLAGS, f"--user-data-dir={self._profile}"]
         self._process = subprocess.Popen(
             [
@@ -85,8 +83,7 @@ class Browser:
         try:
             target = self._call("Target.createTarget", url="about:blank")["targetId"]
             self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-            self._tab("Emulation.setDeviceMetricsOverride", **screen)
+            self.resize(*self._size)
             self._tab("Runtime.enable")
             self._tab("Log.enable")
         except BaseException as error:
@@ -134,6 +131,11 @@ class Browser:
         """The window as PNG."""
         return base64.b64decode(self._tab("Page.captureScreenshot", format="png")["data"])
 
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size, in pixels."""
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._tab("Emulation.setDeviceMetricsOverride", **screen)
+
     def dark(self, on: bool) -> None:
         """Ask the page for dark colours."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
@@ -172,12 +174,3 @@ class Browser:
         elif found.get("method") == "Log.entryAdded" and details["entry"]["level"] == "error":
             self.complaints.append(details["entry"]["text"])
         return found
-
-
-def save(picture: bytes, path: Path) -> None:
-    """Write a screenshot with few colours, so that it is small enough for a repository."""
-    import cv2
-    import numpy as np
-
-    image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-    cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
