@@ -211,7 +211,7 @@ class CudaDevice:
             return
         self.check_thread()
         resources, self._resources = self._resources, []
-        close_in_order(*(resource.close for resource in resources), self._end)
+        close_in_order(*(resource.close for resource in resources), self._end, quiet=self.lost)
 
     def close_if_unused(self) -> None:
         """Close it where no engine and no lane needs it, as after one that could not be loaded."""
@@ -258,7 +258,7 @@ class CudaLane:
         if self.stream is None:
             return
         self.device.check_thread()
-        close_in_order(self._finish, self._drop, self.device.leave_user)
+        close_in_order(self._finish, self._drop, self.device.leave_user, quiet=self.device.lost)
 
     def _finish(self) -> None:
         if not self.device.lost:

@@ -35,6 +35,7 @@ class CudaEngine(ABC):
         self.device, self.path = device, path
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._steps: list[CudaStep] = []
+        self._buffers: list[CudaBuffer] = []
         self._closed = False
         device.enter_user()
 
@@ -51,7 +52,7 @@ class CudaEngine(ABC):
         """Release the engine itself; every execution is closed. The device's context is current."""
 
     def allocate(self, spec: TensorSpec, *, host: bool = True) -> CudaBuffer:
-        """A zeroed buffer; it lives until it is closed, or the device's last engine is.
+        """A zeroed buffer; it lives until it is closed, or this engine and all steps that use it are.
 
         Raises:
             ClosedError: the engine is closed.
@@ -61,9 +62,11 @@ class CudaEngine(ABC):
         device = self.device
         try:
             with device:
-                return choose(device, spec)(device, spec) if host else device_only(device, spec)
+                buffer = choose(device, spec)(device, spec) if host else device_only(device, spec)
         except device.errors as error:
             raise device.failure(f"buffer '{spec.name}' of {spec.size_bytes} bytes", error) from error
+        self._buffers = [*(found for found in self._buffers if not found.closed), buffer]
+        return buffer
 
     def bind(self, buffers: Mapping[str, Buffer], lane: Lane | None = None) -> CudaStep:
         """Tie every input and output to a buffer's address.
@@ -89,9 +92,9 @@ class CudaEngine(ABC):
         return step
 
     def close(self) -> None:
-        """Release graphs, executions and the engine, in this order; closing twice does nothing.
+        """Release graphs, executions, the engine and its buffers, in this order; closing twice does nothing.
 
-        With the device's last engine its buffers, stream and context go too.
+        With the device's last engine the stream and the context go too.
 
         Raises:
             EngineError: another thread owns the device, or the first error of those that came up.
@@ -101,7 +104,14 @@ class CudaEngine(ABC):
         self.device.check_thread()
         self._closed = True
         steps, self._steps = self._steps, []
-        close_in_order(*(step.close for step in steps), self._release, self.device.leave_user)
+        buffers, self._buffers = self._buffers, []
+        close_in_order(
+            *(step.close for step in steps),
+            self._release,
+            *(buffer.abandon for buffer in buffers),
+            self.device.leave_user,
+            quiet=self.device.lost,
+        )
 
     def forget(self, step: CudaStep) -> None:
         """``step`` has been closed."""

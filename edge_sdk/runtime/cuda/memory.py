@@ -28,7 +28,8 @@ class CudaBuffer:
     """Memory of one tensor on the device, and its host side where it has one.
 
     Args:
-        device: where it is; the buffer is closed with it at the latest.
+        device: where it is; the buffer is closed with it at the latest, and before that with the engine that
+            allocated it, when the last step that uses it is closed.
         spec: what it is for.
         address: of the device's side, a multiple of 256 bytes.
         host: the host's side; None where there is none.
@@ -56,6 +57,8 @@ class CudaBuffer:
         self._release: Callable[[], None] | None = release
         self._attach = attach
         self._lane: CudaDevice | CudaLane | None = None
+        self._steps = 0
+        self._abandoned = False
         device.keep(self)
 
     @property
@@ -95,6 +98,22 @@ class CudaBuffer:
             )
         self._attach(lane.stream.handle)
         self._lane = lane
+
+    def enter_step(self) -> None:
+        """Count one more step that uses it."""
+        self._steps += 1
+
+    def leave_step(self) -> None:
+        """Count one less; where its engine is closed and this was the last, it is closed too."""
+        self._steps -= 1
+        if self._abandoned and self._steps == 0:
+            self.close()
+
+    def abandon(self) -> None:
+        """Its engine is closed; so is the buffer, as soon as no other engine's steps use it."""
+        self._abandoned = True
+        if self._steps == 0:
+            self.close()
 
     def close(self) -> None:
         """Give the memory back; closing twice does nothing. A host side that somebody still holds stays readable.

@@ -74,6 +74,8 @@ class CudaStep:
         except BaseException:
             self._drop()
             raise
+        for buffer in self._buffers.values():
+            buffer.enter_step()
         if not self._may_capture:
             self._note_graph("turned off")
 
@@ -181,7 +183,14 @@ class CudaStep:
         if self._execution is None:
             return
         self._device.check_thread()
-        close_in_order(self._finish, self._release, lambda: self._engine.forget(self))
+        buffers = tuple(self._buffers.values())
+        close_in_order(
+            self._finish,
+            self._release,
+            lambda: self._engine.forget(self),
+            *(buffer.leave_step for buffer in buffers),
+            quiet=self._device.lost,
+        )
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, False

@@ -82,7 +82,7 @@ def test_the_device_stays_until_its_last_user_has_left(graph: Path, driver: Driv
     loaded = Loaded(graph)
     lane, second = loaded.backend.open_lane(), loaded.backend.load(graph, EngineOptions())
     assert second.device is loaded.engine.device
-    users = [lane, loaded.engine, second]
+    users: list[Any] = [lane, loaded.engine, second]
     for user in users if lane_first else reversed(users):
         assert driver.report().live["retained"] == 1
         user.close()
@@ -109,6 +109,29 @@ def test_buffers_and_steps_may_be_closed_before_their_engine(graph: Path, driver
     step.close()
     assert driver.report().live == before
     loaded.engine.close()
+
+
+@pytest.mark.parametrize("owner_first", [True, False])
+def test_a_buffer_lives_as_long_as_a_step_uses_it(graph: Path, driver: Driver, owner_first: bool) -> None:
+    """Several engines use the buffers of one; whichever is closed first, none finds memory that is gone."""
+    loaded = Loaded(graph)
+    keeper, other = (loaded.backend.load(graph, EngineOptions()) for _ in range(2))
+    step = other.bind({"frame": loaded.frame, "mask": loaded.mask, "state.memory.next": loaded.state})
+    mask = loaded.mask.host
+    if owner_first:
+        loaded.frame.host[:] = IMAGE
+        loaded.engine.close()
+        assert driver.report().live["memory"] > 0
+        step.run()
+        np.testing.assert_array_equal(mask, IMAGE[..., 0] // 64)
+        other.close()
+    else:
+        other.close()
+        loaded.answer()
+        loaded.engine.close()
+    # Nothing is kept for the sake of the device, which goes on.
+    assert driver.report().live["memory"] == 0
+    keeper.close()
 
 
 def test_a_step_that_runs_is_waited_for(graph: Path, driver: Driver) -> None:

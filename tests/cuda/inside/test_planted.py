@@ -122,7 +122,7 @@ def test_the_default_stream(graph: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "plant"),
     [
-        ("a buffer", lambda loaded: loaded.engine.device.forget(loaded.state)),
+        ("a buffer", lambda loaded: lose_buffer(loaded)),
         ("a host side", lambda loaded: setattr(loaded.frame, "_release", lambda: None)),
         ("a step", lambda loaded: loaded.engine.forget(loaded.step)),
         ("a graph", lambda loaded: keep_graph(loaded)),
@@ -138,6 +138,11 @@ def test_a_leak(what: str, plant: Callable[[Loaded], Any], graph: Path) -> None:
         loaded.engine.device.close()
     assert "leak" in problems() or DRIVER.report().live["retained"], what
     del held
+
+
+def lose_buffer(loaded: Loaded) -> None:
+    loaded.engine.device.forget(loaded.state)
+    loaded.engine._buffers.remove(loaded.state)
 
 
 def keep_graph(loaded: Loaded) -> None:

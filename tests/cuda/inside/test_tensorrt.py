@@ -205,7 +205,12 @@ def test_the_module_that_is_installed_is_used(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(tensorrt, "find_spec", lambda name: name in installed)
-    monkeypatch.setattr(tensorrt, "require", lambda name, purpose: asked.append(name) or trt)
+
+    def require(name: str, purpose: str) -> FakeTensorRt:
+        asked.append(name)
+        return trt
+
+    monkeypatch.setattr(tensorrt, "require", require)
     graph = residual(SIZE).write(tmp_path / "bundle").path / "keyframe.onnx"
     with watched():
         TensorRtBackend().load(graph, EngineOptions(), graph.read_bytes()).close()
