@@ -19,7 +19,7 @@ The rest of this file is the full one, to be copied and changed: :func:`use` is 
 step fails or your code raises, tells systemd that it makes progress, has a new bundle confirmed or taken back, shows a
 live page, and releases the camera however it ends. ``edge-sdk-camera.service`` runs it as a service::
 
-    python jetson/camera_app.py my_pair "csi://0?width=640&height=480&fps=30" --threaded --background 1
+    python jetson/camera_app.py my_pair "csi://0?width=640&height=480&fps=30" --backend tensorrt --threaded --background 1
 
 Exit codes: 0 a signal or the end of a file, 2 wrong input, 69 the camera cannot be opened or is lost, 70 a defect,
 75 go on in a new process: the GPU needs one, or the bundle before an update came back.
@@ -39,7 +39,16 @@ from typing import Annotated, Any
 import typer
 
 from edge_sdk import BackgroundKeyframes, EdgeRunner, EverySchedule, Frame, Result, open_sink, open_source
-from edge_sdk.cli.options import BundlePath, EngineName, Limit, Serve, ServeToken, Source, Threads
+from edge_sdk.cli.options import (
+    BundlePath,
+    EngineName,
+    Limit,
+    Serve,
+    ServeToken,
+    Source,
+    Threads,
+    TrustedKeys,
+)
 from edge_sdk.cli.report import run_verb
 from edge_sdk.cli.run import check_size
 from edge_sdk.cli.serve import serve_settings, served
@@ -252,10 +261,7 @@ def camera_app(
         int | None,
         typer.Option("--background", min=1, help="Keyframes beside the frames, on so many CPU threads."),
     ] = None,
-    trust: Annotated[
-        list[Path] | None,
-        typer.Option("--trust", help="Accept only bundles signed with this public key (PEM)."),
-    ] = None,
+    trust: TrustedKeys = None,
     serve: Serve = None,
     serve_token: ServeToken = None,
     limit: Limit = None,

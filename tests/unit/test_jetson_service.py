@@ -58,7 +58,7 @@ def test_systemd_takes_the_unit(tmp_path):
         pytest.skip("systemd-analyze is not installed")
     file = tmp_path / "edge-sdk-camera.service"
     text = (JETSON / "edge-sdk-camera.service").read_text()
-    file.write_text(text.replace("/opt/edge_sdk/.venv/bin/python", "/bin/true"))
+    file.write_text(text.replace("/srv/edge_sdk/.venv/bin/python", "/bin/true"))
     done = subprocess.run(
         ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False, timeout=60
     )
