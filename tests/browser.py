@@ -172,5 +172,6 @@ class Browser:
             thrown = details["exceptionDetails"]
             self.complaints.append(thrown.get("exception", {}).get("description") or thrown["text"])
         elif found.get("method") == "Log.entryAdded" and details["entry"]["level"] == "error":
-            self.complaints.append(details["entry"]["text"])
+            entry = details["entry"]
+            self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
         return found
