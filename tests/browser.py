@@ -111,6 +111,12 @@ class Browser:
         """Go to an address; does not wait for what is on it."""
         self._tab("Page.navigate", url=url)
 
+    def leave(self) -> None:
+        """Leave the page, and forget what was complained about."""
+        self.open("about:blank")
+        self.until("location.href === 'about:blank'")
+        self.complaints.clear()
+
     def value(self, expression: str) -> Any:
         """What a JavaScript expression on the page comes to; promises are waited for."""
         answer = self._tab("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)

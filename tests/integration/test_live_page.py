@@ -37,9 +37,15 @@ STATUS = "document.getElementById('status').textContent"
 
 
 @pytest.fixture(scope="module")
-def browser():
+def chromium():
     with Browser() as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(chromium):
+    yield chromium
+    chromium.leave()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,6 @@ def run(bundle, **settings):
 
 
 def test_the_page_shows_frames_latency_and_keyframes(browser, bundle):
-    browser.complaints.clear()
     with run(bundle) as page:
         browser.open(page.url)
         browser.until(f"{COUNT} === 120")
@@ -137,7 +142,6 @@ def test_what_is_shown_fits_into_a_window_and_a_telephone(browser, bundle):
 
 
 def test_a_token_opens_the_page_and_all_that_it_loads(browser, bundle):
-    browser.complaints.clear()
     with run(bundle, host="0.0.0.0") as page:
         address = f"http://127.0.0.1:{page.port}/"
         browser.open(address)
