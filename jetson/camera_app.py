@@ -19,7 +19,7 @@ The rest of this file is the full one, to be copied and changed: :func:`use` is 
 step fails or your code raises, tells systemd that it makes progress, has a new bundle confirmed or taken back, shows a
 live page, and releases the camera however it ends. ``edge-sdk-camera.service`` runs it as a service::
 
-    python jetson/camera_app.py my_pair "csi://0?width=640&height=480&fps=30" --backend tensorrt --threaded --background 1
+    python jetson/camera_app.py my_pair "csi://0?width=640&height=480&fps=30" --backend tensorrt --background 1
 
 Exit codes: 0 a signal or the end of a file, 2 wrong input, 69 the camera cannot be opened or is lost, 70 a defect,
 75 go on in a new process: the GPU needs one, or the bundle before an update came back.
