@@ -28,7 +28,8 @@ from edge_sdk.settings import Settings, parse_settings
 _PURPOSE = "signing bundles, and checking signatures,"
 # Nothing else that such a key signs begins so: a signature cannot be carried over from another use.
 _PREFIX = b"edge_sdk bundle signature 1\n"
-_SIGN_AGAIN = "Sign it again: edge-sdk sign BUNDLE --key KEY.pem --release NUMBER"
+_SIGN = "Sign it with: edge-sdk sign BUNDLE --key KEY.pem --release NUMBER"
+_SIGN_AGAIN = _SIGN.replace("it with", "it again")
 # Hex digits of a public key's SHA-256 that name it; enough to tell a few keys apart, the key itself decides.
 _ID_DIGITS = 16
 # A signature is a few hundred bytes; nothing larger is parsed.
@@ -102,7 +103,7 @@ class Trust(Settings):
             if not self.required:
                 return None
             raise SignatureError(f"bundle {folder}: it is not signed, and only signed ones are accepted.",
-                                 hint=_SIGN_AGAIN)  # fmt: skip
+                                 hint=_SIGN)  # fmt: skip
         found = read_signature(folder)
         self._check_key(folder, found, trusted)
         digest = hashlib.sha256(manifest).hexdigest()

@@ -27,8 +27,15 @@ _Engines = Annotated[
         "--engine", help="Engine set to probe; may be repeated. float32 and the chosen ones by default."
     ),
 ]
+_MaxChanged = Annotated[
+    float | None,
+    typer.Option(
+        "--max-changed", min=0, max=1, help="Share of the answers that may differ in the probe; 0.1."
+    ),
+]
 _MaxDrop = Annotated[
-    float | None, typer.Option("--max-drop", min=0, help="Points that an engine may lose in the probe; 1.")
+    float | None,
+    typer.Option("--max-drop", min=0, help="Points that may be lost in the probe, where it has labels; 2."),
 ]
 _MaxError = Annotated[
     float | None, typer.Option("--max-error", min=0, help="Relative error allowed to float32; 0.01.")
@@ -51,6 +58,7 @@ def install(
     trust: TrustedKeys = None,
     reference: _Reference = None,
     engine: _Engines = None,
+    max_changed: _MaxChanged = None,
     max_drop: _MaxDrop = None,
     max_error: _MaxError = None,
     probe: Annotated[
@@ -73,7 +81,13 @@ def install(
     settings = read_settings(
         {"bundle": bundle, "device": device, "reference": reference},
         list(trust or ()),
-        {"engines": engine or None, "max_drop": max_drop, "max_error": max_error, "threads": threads},
+        {
+            "engines": engine or None,
+            "max_changed": max_changed,
+            "max_drop": max_drop,
+            "max_error": max_error,
+            "threads": threads,
+        },
         {"healthy_s": healthy_s, "healthy_frames": healthy_frames, "max_starts": max_starts},
         probe=probe,
     )
@@ -126,8 +140,12 @@ def _lines(found: Installed) -> list[str]:
 
 
 def _probe_lines(report: ProbeReport) -> list[str]:
-    return [
-        f"probe: {one.engine}: {one.drop_points:+.2f} points, largest relative error "
-        f"{'not finite' if one.worst_error is None else f'{one.worst_error:.2e}'} over {report.frames} frames"
-        for one in report.engines
-    ]
+    lines = []
+    for one in report.engines:
+        drop = "" if one.drop_points is None else f", {one.drop_points:+.2f} points lost by the labels"
+        error = "not finite" if one.worst_error is None else f"{one.worst_error:.2e}"
+        lines.append(
+            f"probe: {one.engine}: {one.changed:.2%} of the answers changed over {report.frames} frames{drop}, "
+            f"largest relative error {error} ({one.worst_output})"
+        )
+    return lines

@@ -30,14 +30,17 @@ class ProbeSettings(Settings):
         engines: engine sets to run; None for the float32 graphs and those that the bundle names as chosen.
         max_error: largest relative error (p99 over the largest value; of class ids the share that differs) of any
             output of the float32 graphs, run on the reference's own inputs. Between CPUs it is about 1e-5.
-        max_drop: points that an engine may lose against the reference, as ``edge-sdk compare --max-drop`` counts them.
+        max_changed: share of the answers (of a mask, its pixels) that may be others than the reference's.
+        max_drop: points of the task's metric against the labels that an engine may lose against the reference; of a
+            reference without labels nothing is asked, because agreement over a few frames hangs on their rarest class.
         threads: CPU threads of one step; None for the backend's own choice.
         limit_s: seconds after which the probe counts as failed.
     """
 
     engines: tuple[str, ...] | None = Field(default=None, min_length=1)
     max_error: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    max_drop: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    max_changed: float = Field(default=0.1, ge=0, le=1)
+    max_drop: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     threads: int | None = Field(default=None, ge=1)
     limit_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 
@@ -47,14 +50,16 @@ class ProbedEngine(Settings):
 
     Args:
         engine: its name.
-        drop_points: what it loses against the reference.
+        changed: share of the answers that are not the reference's, 0-1.
+        drop_points: what it loses against the reference, by the labels; None where there are none.
         worst_error: largest relative error of an output on the reference's own inputs; None where it is not finite.
         worst_output: step and name of that output.
         problem: what is wrong; empty where nothing is.
     """
 
     engine: str
-    drop_points: float
+    changed: float
+    drop_points: float | None
     worst_error: float | None
     worst_output: str
     problem: str = ""
@@ -111,7 +116,7 @@ def reference_of(bundle: Bundle, given: Path | None) -> Path:
     if REFERENCE not in bundle.manifest.files:
         raise MissingFileError(
             f"bundle {bundle.path}: it carries no {REFERENCE} to probe it with on this device.",
-            hint="Record one (edge-sdk compare BUNDLE SOURCE --limit 20 --reference FILE) and give it to "
+            hint="Record one (edge-sdk compare BUNDLE SOURCE --limit 20 --periods 1 --reference FILE) and give it to "
             "edge-sdk sign or edge-sdk install with --reference FILE.",
         )
     return bundle.path / REFERENCE

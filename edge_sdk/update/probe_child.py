@@ -49,8 +49,13 @@ def judged(engine: EngineParity, settings: ProbeSettings) -> ProbedEngine:
     where = "" if worst is None else f"{worst.step} {worst.output}"
     problems = []
     # Written so that a figure that is not a number counts as too large.
-    if not engine.drop_points <= settings.max_drop:
-        problems.append(f"it loses {engine.drop_points:.2f} points, {settings.max_drop:g} are allowed")
+    changed, drop = 1 - engine.same, None if engine.labels is None else engine.drop_points
+    if not changed <= settings.max_changed:
+        problems.append(
+            f"{changed:.2%} of its answers are not the reference's, {settings.max_changed:.2%} is allowed"
+        )
+    if drop is not None and not drop <= settings.max_drop:
+        problems.append(f"it loses {drop:.2f} points by the labels, {settings.max_drop:g} are allowed")
     if engine.engine == FLOAT32 and error is not None and not error <= settings.max_error:
         problems.append(f"its {where} is off by {error:.2%}, {settings.max_error:.2%} is allowed")
     problems += [
@@ -60,7 +65,8 @@ def judged(engine: EngineParity, settings: ProbeSettings) -> ProbedEngine:
     ][:1]
     return ProbedEngine(
         engine=engine.engine,
-        drop_points=engine.drop_points,
+        changed=changed,
+        drop_points=drop,
         worst_error=None if error is None or error == float("inf") else error,
         worst_output=where,
         problem=f"{engine.engine}: {', '.join(problems)}" if problems else "",
