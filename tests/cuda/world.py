@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from edge_sdk.runtime.cuda.device import CudaDevice
 from edge_sdk.runtime.cuda.engine import CudaBackend, CudaEngine
 from edge_sdk.runtime.engine import EngineOptions
-from edge_sdk.runtime.onnxruntime import OrtBackend, session_settings
+from edge_sdk.runtime.onnxruntime import OrtBackend
 from edge_sdk.tensors import TensorSpec
 
 MODES = {"eager": 0, "late": 1, "shuffle": 2}
@@ -132,15 +131,12 @@ class DeviceOrtBackend(CudaBackend):
     name = "onnxruntime"
 
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> DeviceOrtEngine:
+        options = options.model_copy(update={"threads": 1})  # of tiny graphs more are slower
         with self.device() as device, device:
             # Loads, checks and describes the graph as the backend on the CPU does.
             host = OrtBackend().load(path, options, built)
-            session = ort.InferenceSession(
-                str(path) if built is None else built,
-                session_settings(ort, optimise=built is None),
-                providers=["CPUExecutionProvider"],
-            )
-            return DeviceOrtEngine(device, session, path, host.inputs, host.outputs)
+            inputs, outputs, session = host.inputs, host.outputs, host._session
+            return DeviceOrtEngine(device, session, path, inputs, outputs)
 
 
 class DeviceOrtEngine(CudaEngine):

@@ -72,11 +72,16 @@ def test_the_metadata_is_read_from_setup_py(metadata):
     assert metadata["Name"] in ("edge_sdk", "edge-sdk")
     assert metadata["Version"] == edge_sdk.__version__
     assert set(metadata["Requires-Python"].replace(" ", "").split(",")) == {">=3.10", "<3.13"}
-    assert set(metadata.get_all("Provides-Extra")) == {"desktop", "jetson", "workstation", "signing", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "desktop", "desktop-gpu", "jetson", "workstation", "signing", "dev",
+    }  # fmt: skip
 
 
 def test_a_device_installs_no_workstation_packages_and_a_jetson_no_opencv(needed):
     assert needed("jetson") == {"numpy", "pydantic", "pyyaml", "typer", "rich", "onnxruntime", "polygraphy"}
+    # Compiled where it is installed: never drawn in by anything but its own extra.
+    assert needed("desktop-gpu") == needed("desktop") | {"pycuda", "cuda-python"}
+    assert not any("pycuda" in needed(extra) for extra in ("desktop", "jetson", "workstation", "dev"))
     assert not needed("desktop") & {"torch", "onnx", "onnxscript", "lightning-fabric", "opencv-python"}
     assert needed("workstation") >= {
         "torch",

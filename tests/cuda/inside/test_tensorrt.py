@@ -60,6 +60,7 @@ class FakeEngine:
     def __init__(self, trt: Any, plan: bytes) -> None:
         self.trt = trt
         settings = session_settings(ort)
+        settings.intra_op_num_threads = 1
         self.session = ort.InferenceSession(plan, settings, providers=["CPUExecutionProvider"])
         self.nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.num_io_tensors = len(self.nodes)
