@@ -428,7 +428,11 @@ def test_a_per_frame_network(tmp_path: Path) -> None:
         ({"threads": -2}, RecipeError, r"'threads'.*greater than or equal to 1, got -2"),
         ({"threads": 1.5}, RecipeError, r"'threads'.*integer, got 1\.5"),
         ({"threads": True}, RecipeError, r"'threads'.*integer, got True"),
-        ({"backend": "tensort"}, RecipeError, r"backend: expected one of onnxruntime, tensorrt, got 'tensort'"),
+        (
+            {"backend": "tensort"},
+            RecipeError,
+            r"backend: expected one of onnxruntime, tensorrt, got 'tensort'",
+        ),
         ({"schedule": "every"}, RecipeError, r"schedule: expected one of AlwaysSchedule, .* got 'every'"),
         ({"bundle": "absent"}, MissingFileError, r"expected a folder at absent"),
     ],
