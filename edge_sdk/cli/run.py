@@ -71,7 +71,6 @@ def run(
 
     Ctrl-C or SIGTERM ends a run on a live source as its normal end: what was written is kept.
     """
-    from edge_sdk.cli.output import emit_json, show
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.run_summary import RunSummary
     from edge_sdk.cli.schedules import schedule_from
@@ -92,6 +91,12 @@ def run(
             RichProgress() as progress,
         ):
             process(runner, frames, summary, progress, page)
+    _report(summary, as_json)
+
+
+def _report(summary: RunSummary, as_json: bool) -> None:
+    from edge_sdk.cli.output import emit_json, show
+
     if as_json:
         emit_json(summary.figures())
     else:
