@@ -19,6 +19,7 @@ from edge_sdk.cli.export import describe
 from edge_sdk.cli.run import process
 from edge_sdk.cli.run_summary import RunSummary
 from edge_sdk.errors import VideoError
+from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import EverySchedule
 from edge_sdk.tasks import TaskSpec
 from edge_sdk.tensors import TensorSpec
@@ -259,17 +260,21 @@ def test_export_describes_the_bundle_it_wrote(bundle):
     assert (told["keyframe_macs"], told["delta_macs"]) == (7, 3)
 
 
-def test_the_program_in_the_readme_runs(bundle, tmp_path, monkeypatch, capsys):
+def test_the_readmes_other_programs_run(bundle, tmp_path, monkeypatch, capsys):
+    """The ten lines for a camera are run in test_jetson_camera.py, the update's in its own tests."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert '"camera:0"' in program
-    assert '"my_pair"' in program
-    monkeypatch.chdir(tmp_path)
-    exec(program.replace("camera:0", SOURCE).replace('"my_pair"', repr(str(bundle.path))), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in printed] == (["keyframe"] + ["delta"] * 3) * 3
-    with open_source(tmp_path / "annotated.mp4") as video:
-        assert video.frame_count == 12
+    programs = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if '"my_pair"' in code]
+    assert ["threaded=True" in code for code in programs] == [True, False, False]
+    assert ["BackgroundKeyframes(" in code for code in programs] == [False, True, False]
+    assert ["MultiRunner(" in code for code in programs] == [False, False, True]
+    image = np.zeros((*bundle.size_hw, 3), np.uint8)
+    known = {"EdgeRunner": EdgeRunner, "frame": image, "last_seq": -1, "left": image, "right": image}
+    for code in programs:
+        names = dict(known)
+        exec(code.replace('"my_pair"', repr(str(bundle.path))), names)
+        if "result" in names:
+            assert names["result"].seq == 0
+    assert "answered=1" in capsys.readouterr().out
 
 
 def test_evaluate_prints_its_table_and_leaves_a_report(bundle, tmp_path):
