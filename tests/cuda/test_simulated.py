@@ -47,21 +47,16 @@ def test_the_device_s_tests_run_over_it_too(tmp_path: Path) -> None:
 def check(file: Path, tmp_path: Path, *, older: bool = False, skipped: str = "0") -> None:
     environment = prepare.environment(older=older, EDGE_SDK_SIMULATED_CUDA="1", OMP_NUM_THREADS="1")
     results = tmp_path / "results.xml"
-    command = [
-        sys.executable,
-        "-X",
-        "faulthandler",
-        "-m",
-        "pytest",
-        str(file),
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [*command, f"--junitxml={results}"],
-        env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-    )  # fmt: skip
+    command = [sys.executable, "-u", "-X", "faulthandler", "-m", "pytest", str(file), "-q"]
+    # Where a test hangs, the stacks of all threads are printed before this process loses patience.
+    command += ["-p", "no:cacheprovider", "-o", f"faulthandler_timeout={TIMEOUT_S / 2:.0f}"]
+    command.append(f"--junitxml={results}")
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"it hangs: {error.stdout!r}\n{error.stderr!r}")
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     suite = ElementTree.parse(results).getroot().find("testsuite")
     assert suite is not None
