@@ -30,13 +30,23 @@ def bundle(tmp_path_factory):
     return residual((48, 64)).write(tmp_path_factory.mktemp("bundles") / "pair", EverySchedule(interval=5))
 
 
+def heed_ctrl_c():
+    """What runs in a shell's background, as CI may, is started with SIGINT ignored and would hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def command(bundle, *options, **variables):
     """A run that goes on until it is stopped; yields the process and the address it prints."""
     words = [sys.executable, "-m", "edge_sdk", "run", str(bundle.path), SCENE, "--threads", "1", *options]
     environment = {**os.environ, **variables}
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heed_ctrl_c,
     )
     timer = threading.Timer(60, process.kill)
     timer.start()
