@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from edge_sdk.errors import ClosedError, EdgeSdkError, VideoError
@@ -19,6 +21,15 @@ _log = logging.getLogger(__name__)
 _CLOSE_S = 1.0
 # Readers that hang in the driver cost a thread each; beyond this nothing is opened until one of them returns.
 _MOST_HANGING = 3
+
+# What is open in this process, for its end: a daemon thread would not live to release its device.
+_open: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for keeper in list(_open):
+        keeper.close()
 
 
 class Keeper:
@@ -53,7 +64,7 @@ class Keeper:
         self._reader: Reader | None = None
         self._left: list[Reader] = []
         self._failure: EdgeSdkError | None = None
-        self._delivering = self._closed = False
+        self._delivering = self._closed = self._forgotten = False
         self._thread: threading.Thread | None = None
         self.size_hw: tuple[int, int] | None = None
         self.fps = 0.0
@@ -70,6 +81,7 @@ class Keeper:
         Raises:
             EdgeSdkError: it cannot be opened, or does not answer in time.
         """
+        _open.add(self)
         with self._slot.lock:
             self._start_reader()
             self._news.wait_for(lambda: self.size_hw or self._failure, self._settings.open_s)
@@ -87,12 +99,23 @@ class Keeper:
         )
         self._thread.start()
 
+    def forget(self) -> None:
+        """Nobody wants the frames any more: let the threads end by themselves, the reader after the next frame.
+
+        This is what a garbage collector calls, on any thread and in the middle of anything: it takes no lock.
+        """
+        self._forgotten = True
+        reader = self._reader
+        if reader is not None:
+            reader.stop()
+
     def close(self) -> None:
         """Release the device, waiting a second at most for a reader that hangs; closing twice does nothing."""
         with self._slot.lock:
             if self._closed:
                 return
             self._closed = True
+            _open.discard(self)
             self._slot.end(ClosedError(f"{self._device.name}: the source is closed."))
             self._leave_reader()
             self._news.notify_all()
@@ -210,7 +233,7 @@ class Keeper:
 
     def _start_reader(self) -> None:
         self._left = [reader for reader in self._left if reader.is_alive()]
-        if self._closed or len(self._left) >= _MOST_HANGING:
+        if self._closed or self._forgotten or len(self._left) >= _MOST_HANGING:
             return  # counts as an opening that does not answer
         self._reader = self._make_reader(self._device, self, self._clock)
         self._reader.start()
@@ -225,10 +248,15 @@ class Keeper:
 
     def _watch(self) -> None:
         while True:
-            self.step()
+            if self._forgotten:
+                self.close()
             with self._slot.lock:
                 if self._closed:
                     return
+            self.step()
+            with self._slot.lock:
+                if self._closed or self._forgotten:
+                    continue
                 wait_s = self._watchdog.due_s - self._clock()
                 if not self._events and wait_s > 0:
                     if self._watchdog.state is SourceState.lost:

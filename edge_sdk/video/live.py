@@ -56,8 +56,7 @@ class LiveSource(SourceBase):
         self._selection = selection or Selection()
         self._slot = NewestSlot(self._selection, clock)
         self._keeper = Keeper(device, settings or LiveSettings(), self._slot, on_event=on_event, clock=clock)
-        # Runs when this object goes and, at the latest, when the interpreter exits.
-        self._release_device = weakref.finalize(self, self._keeper.close)
+        weakref.finalize(self, self._keeper.forget).atexit = False  # at exit the keeper closes itself
         self._keeper.open()
         self.size_hw = self._keeper.size_hw or (0, 0)
         self.fps = self._keeper.fps / self._selection.stride
@@ -106,4 +105,4 @@ class LiveSource(SourceBase):
                 self._require_open()
 
     def _release(self) -> None:
-        self._release_device()
+        self._keeper.close()

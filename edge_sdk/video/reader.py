@@ -95,12 +95,12 @@ class Reader(threading.Thread):
     def __init__(self, device: Device, desk: Desk, clock: Callable[[], float]) -> None:
         super().__init__(name=f"edge-sdk-read {device.name}", daemon=True)
         self._device, self._desk, self._clock = device, desk, clock
-        self._stopping = threading.Event()
+        self._stopping = False
         self._size_hw: tuple[int, int] | None = None
 
     def stop(self) -> None:
         """End after the call that the thread is in; does not wait."""
-        self._stopping.set()
+        self._stopping = True
 
     def run(self) -> None:
         """The thread."""
@@ -123,7 +123,7 @@ class Reader(threading.Thread):
 
     def _read(self, capture: Capture) -> None:
         bad_before_first = 0
-        while not self._stopping.is_set():
+        while not self._stopping:
             if not capture.grab():
                 what = "delivers no frame" if self._size_hw is None else "stopped delivering"
                 raise VideoError(f"{self._device.name}: {what}.", hint=self._device.hint)

@@ -16,6 +16,7 @@ from edge_sdk.video.reader import Reader
 from edge_sdk.video.slot import NewestSlot, SourceStats
 from edge_sdk.video.watchdog import SourceEvent
 from tests.cameras import FakeDevice, SimulatedClock, pictures
+from tests.rtsp_server import wait_until
 from tests.videos import index_of, picture
 
 # Real threads in these tests: short, and long enough that a busy machine does not look like a stall.
@@ -393,4 +394,4 @@ def test_a_forgotten_source_lets_the_device_go() -> None:
     source.take(10)
     del source
     gc.collect()
-    assert device.released == [True]
+    wait_until(lambda: device.released == [True])

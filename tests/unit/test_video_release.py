@@ -65,19 +65,33 @@ ENDS = {
 }
 
 
+def hear_all_signals() -> None:
+    """What a shell starts in the background, and so its children, ignores SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("end", ENDS)
 def test_the_camera_is_released(end: str, tmp_path: Path) -> None:
     body, name, code = ENDS[end]
     marks = tmp_path / "released"
     command = [sys.executable, "-c", PROGRAM + body, str(marks)]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_all_signals,
     ) as process:
         if name is not None:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             process.send_signal(getattr(signal, name))
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code, errors
     if "stalls" in end:
         # The thread is in the driver; the process does not wait for it, and its end frees the device.
