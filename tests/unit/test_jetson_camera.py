@@ -87,6 +87,8 @@ def test_the_readmes_program_runs_unchanged_on_csi_0_until_a_signal(tmp_path, bu
     monkeypatch.setattr(devices, "csi", csi)
     uri, out = "csi://0?width=64&height=48&fps=30", tmp_path / "annotated.mp4"
     monkeypatch.setattr(sys, "argv", ["my_camera.py", str(bundle), uri, str(out)])
+    # What runs in a shell's background, as CI may, is started with SIGINT ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     try:
         own = {"__name__": "__main__", "print": lambda *words: printed.append(words)}
@@ -98,6 +100,7 @@ def test_the_readmes_program_runs_unchanged_on_csi_0_until_a_signal(tmp_path, bu
     with open_source(out) as video:  # the signal may have come between a picture and its line
         assert len(printed) <= video.frame_count <= len(printed) + 1
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    signal.signal(signal.SIGINT, inherited)
     _eventually(lambda: camera.released == [True])
 
 
