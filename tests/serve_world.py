@@ -158,3 +158,9 @@ def picture(response):
     import cv2
 
     return cv2.imdecode(np.frombuffer(response.read(length), np.uint8), cv2.IMREAD_COLOR)
+
+
+def left_running():
+    """Names of the live page's threads that still run; other tests' readers may take their time to end."""
+    ours = ("edge-sdk-viewer", "edge-sdk-pictures", "edge-sdk-live-page")
+    return [thread.name for thread in threading.enumerate() if thread.name in ours]

@@ -223,8 +223,9 @@ def test_a_folder_is_looked_at_in_a_rehearsal_only(tmp_path):
 
 
 def test_the_release_can_be_told_while_an_image_is_built(tmp_path):
-    assert f"/usr/bin/python3.12 -m venv --system-site-packages {ROOT}/.venv" in install(
-        "--root", str(tmp_path), "--dry-run", "--l4t", "R38.4"
+    venv = tmp_path / "venv"
+    assert f"/usr/bin/python3.12 -m venv --system-site-packages {venv}" in install(
+        "--root", str(tmp_path), "--dry-run", "--l4t", "R38.4", "--venv", str(venv)
     ).stdout.replace("\\", "")
 
 

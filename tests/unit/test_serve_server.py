@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import socket
-import threading
 import time
 from contextlib import closing
 from importlib import resources
@@ -16,7 +15,7 @@ import pytest
 
 from edge_sdk.errors import ServeError
 from edge_sdk.video.frame import Frame
-from tests.serve_world import IMAGE, TOKEN, answer, camera, get, server, until
+from tests.serve_world import IMAGE, TOKEN, answer, camera, get, left_running, server, until
 
 pytest.importorskip("cv2")
 
@@ -159,7 +158,7 @@ def test_a_run_that_never_answers_is_not_healthy():
 def test_an_address_of_another_machine_is_refused(host):
     with pytest.raises(ServeError, match=rf"cannot listen on {host} port 0: .* Give another port"):
         server(host=host).open()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("edge-sdk-")]
+    assert not left_running()
 
 
 def test_a_port_that_is_taken_is_refused_by_name():

@@ -14,7 +14,7 @@ import pytest
 
 from edge_sdk.errors import ClosedError
 from edge_sdk.video.frame import Frame
-from tests.serve_world import IMAGE, Drawn, answer, get, picture, running, server, until, viewer
+from tests.serve_world import IMAGE, Drawn, answer, get, left_running, picture, running, server, until, viewer
 
 pytest.importorskip("cv2")
 
@@ -155,7 +155,7 @@ def test_closing_sends_viewers_away_and_frees_the_port(task):
         while picture(response) is not None:
             pass
     page.close()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("edge-sdk-")]
+    assert not left_running()
     with pytest.raises(ClosedError, match="live page: it is not open"):
         page.show(Frame(IMAGE, 0, 0.0), answer())
     with pytest.raises(ClosedError, match="open"):
