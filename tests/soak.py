@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.bundle import Bundle
+from edge_sdk.conditions import Conditions
 from edge_sdk.errors import EngineError
-from edge_sdk.evaluate.conditions import Conditions
 from edge_sdk.files import write_text
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import BoundStep, Buffer, EngineOptions, Lane

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, JsonValue
 
+from edge_sdk.conditions import Conditions
 from edge_sdk.errors import FileFormatError, RecipeError
-from edge_sdk.evaluate.conditions import Conditions
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing
 from edge_sdk.files import require_file, write_text

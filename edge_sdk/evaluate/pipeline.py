@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge_sdk.bundle import FLOAT32, Bundle
+from edge_sdk.conditions import Conditions
 from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.accuracy import Accuracy, Judge, per_frame_masks
 from edge_sdk.evaluate.baselines import FlowRunner
 from edge_sdk.evaluate.clip import Clip, Tick, read_clip, silent
-from edge_sdk.evaluate.conditions import Conditions
 from edge_sdk.evaluate.evaluation import Evaluation, Example, Row, SourceFacts, Variant
 from edge_sdk.evaluate.examples import farthest, make_examples
 from edge_sdk.evaluate.flow import METHOD as FLOW_METHOD

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from edge_sdk.bundle import FLOAT32, Bundle, EngineSet
+from edge_sdk.conditions import Conditions
 from edge_sdk.errors import DependencyError, EngineError, OutputError, RecipeError
-from edge_sdk.evaluate.conditions import Conditions
 from edge_sdk.files import require_writable
 from edge_sdk.parity.comparison import Comparison, EngineParity, NotRun, ReferenceFacts, Trace
 from edge_sdk.parity.deviation import first_grown

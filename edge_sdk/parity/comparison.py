@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from edge_sdk.evaluate.conditions import Conditions
+from edge_sdk.conditions import Conditions
 from edge_sdk.files import write_text
 from edge_sdk.parity.deviation import OutputDeviation
 from edge_sdk.settings import Settings

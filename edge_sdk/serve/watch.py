@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import edge_sdk
 from edge_sdk.errors import ClosedError, RecipeError
+from edge_sdk.sensors import SensorReader, Sensors
 from edge_sdk.serve.record import Record, Snapshot
-from edge_sdk.serve.sensors import SensorReader, Sensors
 
 if TYPE_CHECKING:
     from edge_sdk.runtime.runner import EdgeRunner

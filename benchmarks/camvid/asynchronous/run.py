@@ -18,8 +18,8 @@ import numpy as np
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.cli.progress import RichProgress
+from edge_sdk.conditions import Conditions
 from edge_sdk.evaluate.clip import Clip, read_clip
-from edge_sdk.evaluate.conditions import Conditions
 from edge_sdk.files import write_text
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.runner import EdgeRunner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_sdk.serve.sensors import SensorReader
+from edge_sdk.sensors import SensorReader
 
 
 def tree(root, files):

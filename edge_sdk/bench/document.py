@@ -1,0 +1,188 @@
+"""What a bench run found: raw samples, the conditions they hold under, and the figures computed from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from edge_sdk.bench.recipe import BenchRecipe
+from edge_sdk.bench.samples import BareBlock, Block, Reading, Start
+from edge_sdk.conditions import Conditions
+from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.files import require_file
+from edge_sdk.runtime.schedule import ScheduleSettings
+from edge_sdk.settings import Settings, parse_settings
+
+if TYPE_CHECKING:
+    from edge_sdk.bench.figures import Figures
+    from edge_sdk.bench.verdict import Verdict
+
+SUBJECT = "subject"
+JSON_NAME = "bench.json"
+REPORT_NAME = "bench.html"
+# Computed when a document is written, for those who read the JSON without edge_sdk; computed anew when it is read.
+_COMPUTED = ("figures", "verdict")
+
+Variant = Literal["pair", "teacher", "copy", "flow", "rival"]
+
+
+class Row(Settings):
+    """One way of answering every frame, measured in the same run as all others.
+
+    Args:
+        name: unique in its document; the subject's is ``"subject"``.
+        variant: what answers the frames.
+        engine: ``"float32"`` for the exported graphs, or the name of an engine set.
+        schedule: which frames are keyframes.
+        background: keyframes beside the frames.
+        labels: mean intersection over union with the labels over the clip, 0-1; None without labels.
+        agreement: the same with the float32 teacher's answers as truth; None where no clip was given.
+        note: what a reader must know about this row.
+    """
+
+    name: str
+    variant: Variant
+    engine: str
+    schedule: ScheduleSettings
+    background: bool = False
+    labels: float | None = None
+    agreement: float | None = None
+    note: str = ""
+
+
+class BundleFacts(Settings):
+    """Which bundle played a part: enough to find it again."""
+
+    role: Literal["subject", "teacher", "rival"]
+    path: str
+    name: str
+    created: str
+    state_bytes: int
+    sha256: dict[str, str]
+
+
+class SourceFacts(Settings):
+    """The frames: where from, how many (repeated), how many labelled, size, and the camera's rate."""
+
+    uri: str
+    frames: int
+    labelled: int
+    height: int
+    width: int
+    fps: float
+    live: bool
+
+
+class Machine(Settings):
+    """How the machine was set during the run; what it does not tell is None or missing.
+
+    Args:
+        accelerator: name of the GPU; None where none is used.
+        power_mode: a Jetson's, such as ``"MAXN"``.
+        clocks_locked: whether clocks are fixed; None where nobody can tell.
+        governors: of the processors.
+        engine_report: what the backend chose, such as its kind of memory and CUDA graphs.
+        throttle_events: times that the hardware throttled during the run, by counter.
+        telemetry: where readings came from, such as ``"sysfs"`` and ``"NVML"``.
+    """
+
+    accelerator: str | None = None
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
+    governors: tuple[str, ...] = ()
+    engine_report: dict[str, str] = Field(default_factory=dict)
+    throttle_events: dict[str, int] = Field(default_factory=dict)
+    telemetry: tuple[str, ...] = ()
+
+
+class BenchDocument(Settings):
+    """One run of ``edge-sdk bench``.
+
+    Figures and verdict are functions of what is kept here: :attr:`figures` and :attr:`verdict` compute them.
+    """
+
+    schema_version: Literal[1] = 1
+    recipe: BenchRecipe
+    conditions: Conditions
+    machine: Machine
+    bundles: tuple[BundleFacts, ...]
+    source: SourceFacts
+    rows: tuple[Row, ...] = Field(min_length=1)
+    starts: tuple[Start, ...]
+    blocks: tuple[Block, ...]
+    bare: tuple[BareBlock, ...] = ()
+    readings: tuple[Reading, ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """Every statistic of the run."""
+        from edge_sdk.bench.figures import Figures
+
+        return Figures.of(self)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the figures can be relied on, and why not."""
+        from edge_sdk.bench.verdict import Verdict
+
+        return Verdict.of(self)
+
+    @property
+    def deadline_ms(self) -> float:
+        """Age at delivery above which an answer is late."""
+        given = self.recipe.deadline_ms
+        return 1e3 / self.source.fps if given is None else given
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise RecipeError(f"row: no '{name}' in this bench, only {', '.join(row.name for row in self.rows)}.")
+
+    def to_json(self) -> str:
+        """Samples, figures and verdict as JSON, one line a block."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        data["figures"] = self.figures.model_dump(mode="json")
+        data["verdict"] = self.verdict.model_dump(mode="json")
+        return json.dumps(data) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "bench") -> BenchDocument:
+        """The document that :meth:`to_json` wrote.
+
+        Raises:
+            FileFormatError: not JSON, or not a document of a schema version known here.
+        """
+        try:
+            data = json.loads(text)
+            kept = (
+                {key: value for key, value in data.items() if key not in _COMPUTED}
+                if isinstance(data, dict)
+                else data
+            )
+            return parse_settings(kept, cls, where)
+        except (json.JSONDecodeError, RecipeError) as error:
+            raise FileFormatError(f"{where}: not a bench document that can be read: {error}.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> BenchDocument:
+        """Read a ``bench.json``.
+
+        Raises:
+            MissingFileError: no file there.
+            FileFormatError: it cannot be read as a bench document.
+        """
+        file = require_file(path, "bench document")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FileFormatError(f"{file}: not text: {error}.") from error
+        return cls.from_json(text, str(file))

@@ -1,0 +1,232 @@
+"""The statistics of a bench run, computed from its raw samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge_sdk.bench.samples import Mode
+from edge_sdk.settings import Settings
+
+if TYPE_CHECKING:
+    from edge_sdk.bench.document import BenchDocument
+
+# Stages in the order in which a frame passes them; total is from call to result, age from camera to result.
+STAGES = ("capture", "copy in", "step", "copy out", "decode", "total", "age")
+ALL = "all"
+
+
+class Estimate(Settings):
+    """A figure and how far it can be relied on.
+
+    Args:
+        value: over all samples of all rounds.
+        low, high: 95 % interval from the spread between rounds; None where there are fewer than two rounds that have it.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval as a share of the value; None without an interval."""
+        if self.low is None or self.high is None or self.value == 0:
+            return None
+        return (self.high - self.low) / 2 / abs(self.value)
+
+
+class Distribution(Settings):
+    """Times of many frames, in milliseconds; percentiles by linear interpolation."""
+
+    frames: int
+    mean_ms: Estimate
+    p50_ms: Estimate
+    p90_ms: Estimate
+    p99_ms: Estimate
+    p999_ms: float
+    max_ms: float
+
+
+class Jitter(Settings):
+    """How evenly answers come, from the n - 1 intervals between n answers of one block, pooled over blocks.
+
+    Args:
+        interval_ms: mean interval.
+        deviation_ms: standard deviation of the intervals.
+        p99_ms: 99th percentile of the distance of an interval from the camera's period.
+    """
+
+    interval_ms: float
+    deviation_ms: float
+    p99_ms: float
+
+
+class Deadline(Settings):
+    """Answers against the deadline; a dropped frame is a miss.
+
+    Args:
+        deadline_ms: age at delivery above which an answer is late.
+        frames: answered and dropped.
+        late: answered too late.
+        dropped: never answered.
+        miss_rate: (late + dropped) / frames, with its interval.
+    """
+
+    deadline_ms: float
+    frames: int
+    late: int
+    dropped: int
+    miss_rate: Estimate
+
+
+class RowFigures(Settings):
+    """One row in one mode.
+
+    Args:
+        row: its name.
+        mode: ``saturated`` or ``camera``.
+        stages: by stage of ``STAGES``, then by ``"all"``, ``"keyframe"``, ``"delta"`` and ``"skip"``; what was not run
+            or cannot be told is missing. ``capture`` and ``age`` are there at camera pace alone.
+        gpu: the GPU's own time of the step, by kind; empty where there is none.
+        throughput_fps: answered frames a second, n - 1 intervals over n answers.
+        speedup: time of the row ``teacher`` for the same frames over this row's, within each round; None where there
+            is no such row in this mode.
+        jitter, deadline: at camera pace; None saturated.
+        energy_mj: millijoules a frame; None where the machine does not tell.
+    """
+
+    row: str
+    mode: Mode
+    stages: dict[str, dict[str, Distribution]]
+    gpu: dict[str, Distribution]
+    throughput_fps: Estimate
+    speedup: Estimate | None
+    jitter: Jitter | None
+    deadline: Deadline | None
+    energy_mj: Estimate | None
+
+    def latency(self, kind: str = ALL) -> Distribution | None:
+        """What a user waits for: age at camera pace, total saturated; None where no such frame was answered."""
+        return self.stages["age" if self.mode == "camera" else "total"].get(kind)
+
+
+class Cost(Settings):
+    """What the runner itself costs: the same kinds of step through the runner and bare, by turns, saturated.
+
+    Args:
+        runner_ms, bare_ms: median of a frame through the runner, and of the bare engine.
+        own_ms: median of runner less bare within each round, with its interval.
+        share: ``own_ms`` over ``bare_ms``.
+        gpu_ms: median GPU time of the bare engine; None on a CPU.
+    """
+
+    runner_ms: float
+    bare_ms: float
+    own_ms: Estimate
+    share: float
+    gpu_ms: float | None
+
+
+class Memory(Settings):
+    """One kind of memory over the run; growth from readings after the first round (all but the first quarter where
+    there is one long round), by the Theil-Sen slope.
+
+    Args:
+        first_bytes, last_bytes, peak_bytes: of the readings.
+        growth_bytes_per_hour: slope with its 95 % interval; None with fewer than eight readings.
+        growth_bytes_per_frame: the same by frames answered.
+    """
+
+    first_bytes: int
+    last_bytes: int
+    peak_bytes: int
+    growth_bytes_per_hour: Estimate | None
+    growth_bytes_per_frame: Estimate | None
+
+
+class Span(Settings):
+    """Lowest, median and highest of a sensor."""
+
+    low: float
+    median: float
+    high: float
+
+
+class WorstFrame(Settings):
+    """A slow answer of the subject and the conditions in which it came; ``reading`` is the nearest in time.
+
+    Args:
+        mode, round, seq, kind: which frame.
+        at_ms: when it was delivered, since the beginning of the run.
+        latency_ms: age at camera pace, total saturated.
+        stages_ms: by stage.
+        preempted: as in ``FrameColumns``; None where the system does not say.
+        conditions: of the nearest reading, as short phrases such as ``"cpu 1.20 GHz"``, ``"61 C"``.
+    """
+
+    mode: Mode
+    round: int
+    seq: int
+    kind: str
+    at_ms: float
+    latency_ms: float
+    stages_ms: dict[str, float]
+    preempted: int | None
+    conditions: tuple[str, ...]
+
+    def line(self) -> str:
+        """The frame in one line."""
+        parts = [f"frame {self.seq} of round {self.round}: {self.kind}, {self.latency_ms:.2f} ms"]
+        parts.append("(" + ", ".join(f"{name} {value:.2f}" for name, value in self.stages_ms.items()) + ")")
+        if self.preempted:
+            parts.append(f"preempted {self.preempted} times")
+        return " ".join((parts[0], parts[1], *(f"; {text}" for text in (*parts[2:], *self.conditions))))
+
+
+class Cold(Settings):
+    """Starting, as medians over the rounds, in milliseconds; ``first_over_usual`` is a step's first run over its median
+    time saturated, by step."""
+
+    check_ms: float
+    load_ms: float
+    bind_ms: float
+    first_ms: dict[str, float]
+    second_ms: dict[str, float]
+    first_over_usual: dict[str, float]
+
+
+class Figures(Settings):
+    """Every statistic of one run.
+
+    Args:
+        rows: by row and mode, in the order of the document; warm-up blocks are in none.
+        cold: starting.
+        cost: by ``"keyframe"``, ``"delta"`` and ``"all"`` (in the mix that was run); empty where nothing was run bare.
+        memory: by ``"process"`` and ``"device"``; kinds that the machine does not tell are missing.
+        clocks_mhz, temperatures_c, power_w: by sensor.
+        stolen: share of the processors' time that a hypervisor gave to others; None where it is not told.
+        yardstick_ms: median of the yardstick and its interval; None where there was none.
+        worst: slowest answers of the subject, slowest first, camera pace before saturated.
+    """
+
+    rows: tuple[RowFigures, ...]
+    cold: Cold
+    cost: dict[str, Cost]
+    memory: dict[str, Memory]
+    clocks_mhz: dict[str, Span]
+    temperatures_c: dict[str, Span]
+    power_w: dict[str, Span]
+    stolen: Span | None
+    yardstick_ms: Estimate | None
+    worst: tuple[WorstFrame, ...]
+
+    @classmethod
+    def of(cls, document: BenchDocument) -> Figures:
+        """The figures of a document."""
+        from edge_sdk.bench.statistics import compute
+
+        return compute(document)
+
+    def row(self, name: str, mode: Mode) -> RowFigures | None:
+        """One row in one mode; None where it was not run so."""
+        return next((row for row in self.rows if (row.row, row.mode) == (name, mode)), None)
