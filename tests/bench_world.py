@@ -124,7 +124,7 @@ def make_document(
                     BareBlock(round=index, kinds=kinds, wall_ms=tuple(alone.tolist()), yardstick_ms=yard)
                 )
                 now_ms += float(alone.sum())
-        first = {"keyframe": 60.0, "delta": 30.0}
+        first, second = {"keyframe": 60.0, "delta": 30.0}, {"keyframe": 21.0, "delta": 9.0}
         starts.append(
             Start(
                 round=index,

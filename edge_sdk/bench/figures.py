@@ -20,7 +20,7 @@ class Estimate(Settings):
 
     Args:
         value: over all samples of all rounds.
-        low, high: 95 % interval from the spread between rounds; None where there are fewer than two rounds that have it.
+        low, high: 95 % interval from the spread between rounds; None where fewer than two rounds have it.
     """
 
     value: float
@@ -111,11 +111,12 @@ class RowFigures(Settings):
 
 
 class Cost(Settings):
-    """What the runner itself costs: the same kinds of step through the runner and bare, by turns, saturated.
+    """What the runner itself costs, from the pairs of :class:`edge_sdk.bench.samples.BareBlock`.
 
     Args:
         runner_ms, bare_ms: median of a frame through the runner, and of the bare engine.
-        own_ms: median of runner less bare within each round, with its interval.
+        own_ms: median of the differences within pairs, by round, with its interval; of ``"all"`` the mean over kinds in
+            the mix that was run.
         share: ``own_ms`` over ``bare_ms``.
         gpu_ms: median GPU time of the bare engine; None on a CPU.
     """

@@ -40,6 +40,7 @@ class BenchRecipe(Settings):
         seconds: length instead of the preset's.
         rounds: rounds instead of the preset's, at least 2: the spread between them is the error of every figure.
         fps: rate of the simulated camera, frames a second; None for the source's own.
+        camera_share: share of the time that is spent at camera pace; the rest is saturated.
         late: what becomes of a frame that comes while an older one is being answered: ``queue`` keeps it waiting, so
             that one slow frame is seen in all that wait behind it; ``drop`` keeps only the newest, as live sources do.
         deadline_ms: age at delivery above which an answer is late; None for one period of the camera.
@@ -63,6 +64,7 @@ class BenchRecipe(Settings):
     seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     rounds: int | None = Field(default=None, ge=2, le=100)
     fps: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
+    camera_share: float = Field(default=0.45, ge=0, le=0.9)
     late: Literal["queue", "drop"] = "queue"
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     limit: int | None = Field(default=None, ge=2)

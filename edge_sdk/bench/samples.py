@@ -85,18 +85,21 @@ class Block(Settings):
 
 
 class BareBlock(Settings):
-    """The subject's engines alone, run on the runner's own buffers between blocks of frames.
+    """The subject's engines alone against the runner, saturated: by turns, one keyframe period through the runner, then
+    the same kinds of step bare on the runner's own buffers.
 
     Args:
         round: counted from 0.
-        kinds: one of ``k`` and ``d`` a run.
-        wall_ms: start to end of the run, copies of a GPU included.
+        kinds: one of ``k`` and ``d`` a pair of runs.
+        runner_ms: total of the frame through the runner.
+        wall_ms: start to end of the bare run, copies of a GPU included.
         gpu_ms: the GPU's own time for the engine, as trtexec tells it; empty on a CPU.
         yardstick_ms: as in :class:`Block`.
     """
 
     round: int = Field(ge=0)
     kinds: str
+    runner_ms: tuple[float, ...]
     wall_ms: tuple[float, ...]
     gpu_ms: tuple[float, ...] = ()
     yardstick_ms: float | None = None
