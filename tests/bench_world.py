@@ -120,8 +120,10 @@ def make_document(
                 blocks.append(_block(row, index, mode, found, yard))
             if row == SUBJECT:
                 alone = steps(row, kinds)
+                wall = tuple(alone.tolist())
+                through = tuple((alone + sum(OWN_MS.values())).tolist())
                 bare.append(
-                    BareBlock(round=index, kinds=kinds, wall_ms=tuple(alone.tolist()), yardstick_ms=yard)
+                    BareBlock(round=index, kinds=kinds, runner_ms=through, wall_ms=wall, yardstick_ms=yard)
                 )
                 now_ms += float(alone.sum())
         first, second = {"keyframe": 60.0, "delta": 30.0}, {"keyframe": 21.0, "delta": 9.0}
@@ -132,7 +134,7 @@ def make_document(
                 load_ms=80.0,
                 bind_ms=3.0,
                 first_ms=first,
-                second_ms={"keyframe": 21.0, "delta": 9.0},
+                second_ms=second,
             )
         )
     readings = tuple(
