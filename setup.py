@@ -93,7 +93,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["edge_sdk", "edge_sdk.*"]),
-    package_data={"": ["py.typed", "*.html", "*.j2", "*.css", "*.yaml"]},
+    package_data={"": ["py.typed", "*.html", "*.j2", "*.css", "*.yaml", "*.onnx"]},
     install_requires=BASE,
     extras_require={
         "desktop": DESKTOP,

@@ -1,0 +1,166 @@
+"""The loops that give frames to what is measured: one after another, or at a camera's pace."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from edge_sdk.bench.clock import Clock
+from edge_sdk.bench.samples import LETTERS, FrameColumns
+from edge_sdk.video.frame import Frame
+
+if TYPE_CHECKING:
+    from edge_sdk.evaluate.measure import Contender, Sample
+
+# A backlog at the end of a block is answered for so long; what then still waits counts as dropped.
+GRACE_MS = 1000.0
+# 0.1 microseconds: finer is noise and makes the file longer.
+_PLACES = 4
+
+
+class Reel:
+    """Frames in memory, shown forwards and backwards for ever, so that there is no cut where they begin anew.
+
+    Args:
+        frames: at least one.
+    """
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self._frames = frames
+        self._period = max(1, 2 * len(frames) - 2)
+
+    def frame(self, index: int, captured_s: float) -> Frame:
+        """Frame ``index`` of the endless stream, captured at ``captured_s``."""
+        place = index % self._period
+        image = self._frames[min(place, self._period - place)].image
+        return Frame(image, index, captured_s)
+
+
+@dataclass
+class Recorder:
+    """Collects samples while a loop runs, as cheaply as Python can."""
+
+    samples: list[Sample] = field(default_factory=list)
+    seq: list[int] = field(default_factory=list)
+    due_ms: list[float] = field(default_factory=list)
+    called_ms: list[float] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+
+    def answer(self, contender: Contender, frame: Frame, due_ms: float, called_ms: float) -> Sample:
+        """Let ``contender`` answer a frame, and keep how it went."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        sample = contender.step(frame)
+        self.preempted.append(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before)
+        self.samples.append(sample)
+        self.seq.append(frame.seq)
+        self.due_ms.append(due_ms)
+        self.called_ms.append(called_ms)
+        return sample
+
+    def columns(self) -> FrameColumns:
+        """What was collected."""
+        times = [sample.times for sample in self.samples]
+        gpu = [found.gpu_ms for found in times if found.gpu_ms is not None]
+        return FrameColumns(
+            kinds="".join(LETTERS[sample.kind] for sample in self.samples),
+            seq=tuple(self.seq),
+            due_ms=_rounded(self.due_ms),
+            called_ms=_rounded(self.called_ms),
+            copy_in_ms=_rounded(found.copy_in_ms for found in times),
+            step_ms=_rounded(found.step_ms for found in times),
+            copy_out_ms=_rounded(found.copy_out_ms for found in times),
+            decode_ms=_rounded(found.decode_ms for found in times),
+            total_ms=_rounded(found.total_ms for found in times),
+            gpu_ms=_rounded(found.gpu_ms or 0.0 for found in times) if gpu else (),
+            state_age=tuple(sample.state_age for sample in self.samples),
+            preempted=tuple(self.preempted),
+        )
+
+
+def saturated(contender: Contender, reel: Reel, clock: Clock, length_ms: float, chunk: int) -> FrameColumns:
+    """Give each frame as soon as the last one is answered, for ``length_ms`` and to the end of a chunk.
+
+    Args:
+        contender: what answers; it is reset first.
+        reel: the frames.
+        clock: the run's.
+        length_ms: how long; at least one chunk is run.
+        chunk: frames of one keyframe period, so that the mix of steps is that of the schedule.
+    """
+    contender.reset()
+    recorder = Recorder()
+    index, end_ms = 0, clock.now_ms() + length_ms
+    while index == 0 or index % chunk or clock.now_ms() < end_ms:
+        called_ms = clock.now_ms()
+        recorder.answer(contender, reel.frame(index, clock.origin_s + called_ms / 1e3), called_ms, called_ms)
+        index += 1
+    return recorder.columns()
+
+
+def camera(
+    contender: Contender,
+    reel: Reel,
+    clock: Clock,
+    length_ms: float,
+    fps: float,
+    late: Literal["queue", "drop"],
+) -> tuple[FrameColumns, int]:
+    """Give frames on the grid of a camera's rate.
+
+    The grid does not wait for answers: a frame that is due while an older one is being answered waits
+    (``queue``) or is dropped for a newer one (``drop``). So a stall delays what comes behind it, and is seen in the
+    age of each of those frames, not of one alone.
+
+    Returns:
+        The samples, and how many frames that were due were never answered.
+    """
+    contender.reset()
+    recorder = Recorder()
+    period_ms = 1e3 / fps
+    begin_ms = clock.now_ms()
+    count = max(1, int(length_ms / period_ms))
+    index = dropped = 0
+    while index < count:
+        due_ms = begin_ms + index * period_ms
+        clock.sleep_until_ms(due_ms)
+        called_ms = clock.now_ms()
+        if called_ms > begin_ms + length_ms + GRACE_MS:
+            dropped += count - index
+            break
+        newest = min(count - 1, int((called_ms - begin_ms) / period_ms))
+        if late == "drop" and newest > index:
+            dropped += newest - index
+            index = newest
+            due_ms = begin_ms + index * period_ms
+        recorder.answer(contender, reel.frame(index, clock.origin_s + due_ms / 1e3), due_ms, called_ms)
+        index += 1
+    return recorder.columns(), dropped
+
+
+def live(
+    contender: Contender, source: Iterable[Frame], clock: Clock, length_ms: float
+) -> tuple[FrameColumns, int]:
+    """Answer a live source at its own pace for ``length_ms``.
+
+    Returns:
+        The samples, and how many frames are missing in ``seq``.
+    """
+    contender.reset()
+    recorder = Recorder()
+    end_ms, last, dropped = clock.now_ms() + length_ms, None, 0
+    for frame in source:
+        called_ms = clock.now_ms()
+        due_ms = (frame.captured_s - clock.origin_s) * 1e3
+        recorder.answer(contender, frame, due_ms, called_ms)
+        if last is not None:
+            dropped += max(0, frame.seq - last - 1)
+        last = frame.seq
+        if called_ms >= end_ms:
+            break
+    return recorder.columns(), dropped
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), _PLACES) for value in values)
