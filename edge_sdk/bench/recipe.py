@@ -44,7 +44,7 @@ class BenchRecipe(Settings):
         late: what becomes of a frame that comes while an older one is being answered: ``queue`` keeps it waiting, so
             that one slow frame is seen in all that wait behind it; ``drop`` keeps only the newest, as live sources do.
         deadline_ms: age at delivery above which an answer is late; None for one period of the camera.
-        limit: most frames of the source to read; they are repeated.
+        limit: most frames of the source to hold in memory; they are shown forwards and backwards, again and again.
         out: folder for the JSON and the HTML report; None where only the table is wanted.
     """
 
@@ -67,7 +67,7 @@ class BenchRecipe(Settings):
     camera_share: float = Field(default=0.45, ge=0, le=0.9)
     late: Literal["queue", "drop"] = "queue"
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    limit: int | None = Field(default=None, ge=2)
+    limit: int = Field(default=300, ge=2)
     out: Path | None = None
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from edge_sdk.cli import (
+    bench,
     build,
     calibrate,
     compare,
@@ -50,6 +51,7 @@ for _verb in (
     run.run,
     evaluate.evaluate,
     compare.compare,
+    bench.bench,
     keygen.keygen,
     sign.sign,
     install.install,
@@ -73,7 +75,8 @@ def _top(
 def main() -> None:
     """Entry point of the command; exits the process with the verb's exit code.
 
-    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem or ``compare`` a broken budget, 2 wrong input, 70 a defect
+    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem, ``compare`` a broken budget or
+    ``bench --compare`` something worse, 2 wrong input, 70 a defect
     of edge_sdk, 130 interrupted.
     """
     call(app, "edge-sdk")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.errors import FileFormatError, RecipeError, ShapeError, VideoError
+from edge_sdk.progress import Silent
 from edge_sdk.tasks import Prediction, Segmentation, Task
 from edge_sdk.video import open_source
 from edge_sdk.video.frame import Frame
@@ -20,16 +21,12 @@ MEMORY_LIMIT_BYTES = 2 << 30
 _BYTES_PER_PIXEL = 10
 
 
-def silent(stage: str, done: int, total: int) -> None:
-    """Shows no progress."""
-
-
 @dataclass(frozen=True)
 class Clip:
     """Consecutive frames of one size.
 
     Args:
-        uri: where they came from.
+        uri: where they came from, without password.
         fps: their rate, frames a second.
         frames: renumbered from 0.
         truths: labels per frame; None where the source has none for it.
@@ -66,8 +63,9 @@ def read_clip(
     size_hw: tuple[int, int],
     *,
     limit: int | None = None,
+    labels: bool = True,
     memory_bytes: int = MEMORY_LIMIT_BYTES,
-    tick: Tick = silent,
+    tick: Tick | None = None,
 ) -> Clip:
     """Read the frames of ``uri``.
 
@@ -76,6 +74,7 @@ def read_clip(
         task: reads the labels.
         size_hw: height and width that the bundle takes.
         limit: most frames to read; None for all.
+        labels: read the labels too, where the source has some.
         memory_bytes: refuse a clip whose frames and what is kept beside them take more.
 
     Raises:
@@ -85,7 +84,9 @@ def read_clip(
     """
     frames: list[Frame] = []
     truths: list[Segmentation | None] = []
+    tick = tick or Silent().update
     with open_source(uri, limit=limit) as source:
+        uri = source.uri  # without password
         _check_size(uri, source.size_hw, size_hw)
         count = source.frame_count if source.frame_count is not None else limit
         if count is None and source.live:
@@ -100,7 +101,7 @@ def read_clip(
                 )
             _check_memory(uri, index + 1, room, size_hw, memory_bytes)
             frames.append(Frame(frame.image, index, frame.captured_s))
-            truths.append(_truth(uri, frame, task, size_hw))
+            truths.append(_truth(uri, frame, task, size_hw) if labels else None)
             tick("read", index + 1, count or 0)
         fps = source.fps
     return Clip(uri, fps, tuple(frames), tuple(truths))

@@ -52,10 +52,18 @@ def open_lineup(recipe: EvaluateRecipe) -> Lineup:
         )
     for engine in recipe.engines:
         pair.engine_for("onnxruntime", engine)
-    return Lineup(pair, _per_frame(recipe.teacher, "teacher", pair), _per_frame(recipe.rival, "rival", pair))
+    return Lineup(
+        pair, open_per_frame(recipe.teacher, "teacher", pair), open_per_frame(recipe.rival, "rival", pair)
+    )
 
 
-def _per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
+def open_per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
+    """A per-frame bundle to compare ``pair`` with; None where ``path`` is.
+
+    Raises:
+        MissingFileError, FileFormatError, BundleError: it is not whole, has a delta step, or takes other frames or has
+            other classes than the pair.
+    """
     if path is None:
         return None
     bundle = Bundle.open(path)

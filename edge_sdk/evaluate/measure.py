@@ -11,28 +11,29 @@ import numpy as np
 from edge_sdk.evaluate.baselines import FlowRunner
 from edge_sdk.evaluate.clip import Tick
 from edge_sdk.evaluate.timing import Timing, rotation, summarise
-from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.result import StageTimes, StepKind
 
 if TYPE_CHECKING:
     from edge_sdk.runtime.runner import EdgeRunner
     from edge_sdk.video.frame import Frame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One frame of one run: time in all and outside the graph (None where no runner ran), and what was done."""
+    """One frame of one run: how long its stages took, what was done, and frames since its keyframe."""
 
-    total_ms: float
-    own_ms: float | None
+    times: StageTimes
     kind: StepKind
+    state_age: int
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A variant that can be timed: ``reset`` before a run, ``step`` per frame."""
+    """A variant that can be timed: ``reset`` before a run, ``step`` per frame; ``by_runner`` where a runner answers."""
 
     reset: Callable[[], None]
     step: Callable[[Frame], Sample]
+    by_runner: bool = True
 
 
 @dataclass
@@ -47,20 +48,23 @@ def runner_contender(runner: EdgeRunner) -> Contender:
 
     def step(frame: Frame) -> Sample:
         result = runner(frame)
-        times = result.times
-        return Sample(times.total_ms, times.total_ms - times.step_ms, result.kind)
+        return Sample(result.times, result.kind, result.state_age)
 
     return Contender(runner.reset, step)
 
 
 def flow_contender(baseline: FlowRunner) -> Contender:
-    """The flow baseline."""
+    """The flow baseline; all its time counts as that of a step."""
+    age = 0
 
     def step(frame: Frame) -> Sample:
+        nonlocal age
         _, kind, total_ms = baseline(frame)
-        return Sample(total_ms, None, kind)
+        age = 0 if kind is StepKind.KEYFRAME else age + 1
+        times = StageTimes(copy_in_ms=0.0, step_ms=total_ms, decode_ms=0.0, total_ms=total_ms)
+        return Sample(times, kind, age)
 
-    return Contender(baseline.reset, step)
+    return Contender(baseline.reset, step, by_runner=False)
 
 
 def measure(
@@ -98,8 +102,8 @@ def _run(contender: Contender, frames: Sequence[Frame]) -> _Run:
     run = _Run()
     for frame in frames:
         sample = contender.step(frame)
-        run.total_ms.append(sample.total_ms)
-        run.own_ms.append(sample.own_ms)
+        run.total_ms.append(sample.times.total_ms)
+        run.own_ms.append(sample.times.total_ms - sample.times.step_ms if contender.by_runner else None)
         run.keyframes.append(sample.kind is StepKind.KEYFRAME)
     return run
 

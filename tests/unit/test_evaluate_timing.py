@@ -7,7 +7,7 @@ import pytest
 
 from edge_sdk.evaluate.measure import Contender, Sample, measure
 from edge_sdk.evaluate.timing import Spread, Timing, amortised, rotation, summarise
-from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.result import StageTimes, StepKind
 from edge_sdk.video.frame import Frame
 
 
@@ -91,10 +91,14 @@ class Fake:
         kind = StepKind.KEYFRAME if self.count % 2 == 0 else StepKind.DELTA
         self.count += 1
         self.log.append(f"{self.name} {frame.seq}")
-        return Sample(self.times[kind], self.own_ms, kind)
+        total_ms = self.times[kind]
+        times = StageTimes(
+            copy_in_ms=0.0, step_ms=total_ms - (self.own_ms or 0.0), decode_ms=0.0, total_ms=total_ms
+        )
+        return Sample(times, kind, 0)
 
     def contender(self) -> Contender:
-        return Contender(self.reset, self.step)
+        return Contender(self.reset, self.step, by_runner=self.own_ms is not None)
 
 
 def test_measure_interleaves_and_leaves_the_first_frame_out():
