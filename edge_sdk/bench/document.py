@@ -111,7 +111,7 @@ class BenchDocument(Settings):
     bundles: tuple[BundleFacts, ...]
     source: SourceFacts
     rows: tuple[Row, ...] = Field(min_length=1)
-    starts: tuple[Start, ...]
+    starts: tuple[Start, ...] = Field(min_length=1)
     blocks: tuple[Block, ...]
     bare: tuple[BareBlock, ...] = ()
     readings: tuple[Reading, ...] = ()

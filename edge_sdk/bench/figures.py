@@ -20,7 +20,8 @@ class Estimate(Settings):
 
     Args:
         value: over all samples of all rounds.
-        low, high: 95 % interval from the spread between rounds; None where fewer than two rounds have it.
+        low, high: 95 % interval around it from the spread between rounds, see :mod:`edge_sdk.bench.intervals`; None
+            where fewer than two rounds have the figure.
     """
 
     value: float
@@ -52,7 +53,7 @@ class Jitter(Settings):
 
     Args:
         interval_ms: mean interval.
-        deviation_ms: standard deviation of the intervals.
+        deviation_ms: standard deviation of the intervals; 0 of one interval.
         p99_ms: 99th percentile of the distance of an interval from the camera's period.
     """
 
@@ -69,7 +70,7 @@ class Deadline(Settings):
         frames: answered and dropped.
         late: answered too late.
         dropped: never answered.
-        miss_rate: (late + dropped) / frames, with its interval.
+        miss_rate: (late + dropped) / frames, 0-1, with its interval.
     """
 
     deadline_ms: float
@@ -85,21 +86,25 @@ class RowFigures(Settings):
     Args:
         row: its name.
         mode: ``saturated`` or ``camera``.
-        stages: by stage of ``STAGES``, then by ``"all"``, ``"keyframe"``, ``"delta"`` and ``"skip"``; what was not run
-            or cannot be told is missing. ``capture`` and ``age`` are there at camera pace alone.
-        gpu: the GPU's own time of the step, by kind; empty where there is none.
-        throughput_fps: answered frames a second, n - 1 intervals over n answers.
-        speedup: time of the row ``teacher`` for the same frames over this row's, within each round; None where there
-            is no such row in this mode.
+        stages: by stage of ``STAGES``, then by ``"all"``, ``"keyframe"``, ``"delta"`` and ``"skip"``. A kind that did
+            not come is missing, and so is a stage that no frame of a kind went through. Of ``"all"`` every frame
+            counts, with 0 for a stage that it did not go through, so that the means of the stages add up to the
+            mean total. ``capture`` and ``age`` are there at camera pace alone.
+        gpu: the GPU's own time of the step, by kind as above; empty where there is none.
+        throughput_fps: answered frames a second, n - 1 intervals over the n answers of each block; None where no
+            block has two.
+        speedup: saturated, the teacher's mean time (row ``teacher``) over this row's, within each round, so that a
+            slow spell that covers both cancels: the geometric mean over the rounds. None without such a row, and at
+            camera pace, where an answer's age says little about the work.
         jitter, deadline: at camera pace; None saturated.
-        energy_mj: millijoules a frame; None where the machine does not tell.
+        energy_mj: millijoules of the whole machine for each frame answered; None where the machine does not tell.
     """
 
     row: str
     mode: Mode
     stages: dict[str, dict[str, Distribution]]
     gpu: dict[str, Distribution]
-    throughput_fps: Estimate
+    throughput_fps: Estimate | None
     speedup: Estimate | None
     jitter: Jitter | None
     deadline: Deadline | None
@@ -107,7 +112,7 @@ class RowFigures(Settings):
 
     def latency(self, kind: str = ALL) -> Distribution | None:
         """What a user waits for: age at camera pace, total saturated; None where no such frame was answered."""
-        return self.stages["age" if self.mode == "camera" else "total"].get(kind)
+        return self.stages.get("age" if self.mode == "camera" else "total", {}).get(kind)
 
 
 class Cost(Settings):
@@ -115,10 +120,11 @@ class Cost(Settings):
 
     Args:
         runner_ms, bare_ms: median of a frame through the runner, and of the bare engine.
-        own_ms: median of the differences within pairs, by round, with its interval; of ``"all"`` the mean over kinds in
-            the mix that was run.
+        own_ms: median of the differences within pairs, with the interval from the rounds' medians.
         share: ``own_ms`` over ``bare_ms``.
         gpu_ms: median GPU time of the bare engine; None on a CPU.
+
+    Of ``"all"`` each is the mean over the kinds, by how many pairs of each were run.
     """
 
     runner_ms: float
@@ -129,13 +135,13 @@ class Cost(Settings):
 
 
 class Memory(Settings):
-    """One kind of memory over the run; growth from readings after the first round (all but the first quarter where
-    there is one long round), by the Theil-Sen slope.
+    """One kind of memory over the run; growth from readings after the first round (all but the first quarter of the
+    time where there is one long round), by the Theil-Sen slope of :func:`edge_sdk.bench.intervals.slope`.
 
     Args:
-        first_bytes, last_bytes, peak_bytes: of the readings.
-        growth_bytes_per_hour: slope with its 95 % interval; None with fewer than eight readings.
-        growth_bytes_per_frame: the same by frames answered.
+        first_bytes, last_bytes, peak_bytes: of all readings.
+        growth_bytes_per_hour: slope with its 95 % interval; None with fewer than eight readings to take it from.
+        growth_bytes_per_frame: the same by frames answered, of all rows and warm-up blocks.
     """
 
     first_bytes: int
@@ -160,9 +166,10 @@ class WorstFrame(Settings):
         mode, round, seq, kind: which frame.
         at_ms: when it was delivered, since the beginning of the run.
         latency_ms: age at camera pace, total saturated.
-        stages_ms: by stage.
+        stages_ms: by stage that it went through, without total and age; ``capture`` at camera pace alone.
         preempted: as in ``FrameColumns``; None where the system does not say.
-        conditions: of the nearest reading, as short phrases such as ``"cpu 1.20 GHz"``, ``"61 C"``.
+        conditions: of the nearest reading, as short phrases such as ``"cpu 1.20 GHz"`` (the slowest of them),
+            ``"gpu 61 C"`` (the hottest), ``"VDD_IN 10.0 W"`` (the highest); empty where there are no readings.
     """
 
     mode: Mode
@@ -186,7 +193,7 @@ class WorstFrame(Settings):
 
 class Cold(Settings):
     """Starting, as medians over the rounds, in milliseconds; ``first_over_usual`` is a step's first run over its median
-    time saturated, by step."""
+    time saturated, by step, without steps that were not run saturated."""
 
     check_ms: float
     load_ms: float
@@ -200,14 +207,16 @@ class Figures(Settings):
     """Every statistic of one run.
 
     Args:
-        rows: by row and mode, in the order of the document; warm-up blocks are in none.
+        rows: by row, in the order of the document, saturated before camera pace; warm-up blocks are in none, and
+            a row without an answered frame in a mode is missing.
         cold: starting.
         cost: by ``"keyframe"``, ``"delta"`` and ``"all"`` (in the mix that was run); empty where nothing was run bare.
         memory: by ``"process"`` and ``"device"``; kinds that the machine does not tell are missing.
         clocks_mhz, temperatures_c, power_w: by sensor.
         stolen: share of the processors' time that a hypervisor gave to others; None where it is not told.
-        yardstick_ms: median of the yardstick and its interval; None where there was none.
-        worst: slowest answers of the subject, slowest first, camera pace before saturated.
+        yardstick_ms: median of the yardstick and its interval, which tells how evenly the machine itself ran; None
+            where there was none.
+        worst: the ten slowest answers of the subject in each mode, slowest first, camera pace before saturated.
     """
 
     rows: tuple[RowFigures, ...]
