@@ -13,6 +13,7 @@ from edge_sdk.evaluate.baselines import copied, flowed
 from edge_sdk.evaluate.clip import Clip, Tick
 from edge_sdk.evaluate.evaluation import AtDistance
 from edge_sdk.evaluate.metrics import Planned, Reference, StreamScores, consistency_of, pair_lookups, plan
+from edge_sdk.runtime.engine import Backend
 from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule
 from edge_sdk.tasks import Segmentation
@@ -43,11 +44,18 @@ class Accuracy:
 
 
 def per_frame_masks(
-    bundle: Bundle, clip: Clip, threads: int | None, tick: Callable[[int], None], engine: str = FLOAT32
+    bundle: Bundle,
+    clip: Clip,
+    threads: int | None,
+    tick: Callable[[int], None],
+    engine: str = FLOAT32,
+    backend: str | Backend = "onnxruntime",
 ) -> list[Segmentation]:
     """The keyframe step's mask of every frame."""
     masks = []
-    with EdgeRunner(bundle, engine=engine, schedule=AlwaysSchedule(), threads=threads) as runner:
+    with EdgeRunner(
+        bundle, backend=backend, engine=engine, schedule=AlwaysSchedule(), threads=threads
+    ) as runner:
         for frame in clip.frames:
             masks.append(Segmentation(runner(frame).mask.copy()))
             tick(len(masks))
@@ -66,6 +74,8 @@ class Judge:
         own_teacher: whether the teacher's masks come from another bundle than the pair and are to be compared with
             its keyframe step.
         tick: progress.
+        backend: runs the pair.
+        consistency: also measure how steady masks are over time, which takes the flow between all frames.
     """
 
     def __init__(
@@ -78,17 +88,22 @@ class Judge:
         phases_of: Callable[[int], range],
         own_teacher: bool,
         tick: Tick,
+        backend: str | Backend = "onnxruntime",
+        consistency: bool = True,
     ) -> None:
-        self._clip, self._teacher, self._pair = clip, teacher, pair
+        self._clip, self._teacher, self._pair, self._backend = clip, teacher, pair, backend
         self._threads, self._phases_of, self._own_teacher, self._tick = threads, phases_of, own_teacher, tick
-        pairs = len(clip) - 1
-        lookups = pair_lookups(clip.images, lambda done: tick("flow between frames", done, pairs))
+        lookups = None
+        if consistency:
+            pairs = len(clip) - 1
+            lookups = pair_lookups(clip.images, lambda done: tick("flow between frames", done, pairs))
         self._reference = Reference(pair.task, clip.truths, teacher, lookups)
         self.kept: dict[int, np.ndarray] = {}
 
     def label_consistency(self) -> float | None:
         """Temporal consistency of the labels; None where no two frames in a row have them."""
-        return consistency_of(self._clip.truths, self._pair.task, self._reference.lookups)
+        lookups = self._reference.lookups
+        return None if lookups is None else consistency_of(self._clip.truths, self._pair.task, lookups)
 
     def every_frame(self, masks: Sequence[Segmentation]) -> Accuracy:
         """A network that ran on every frame."""
@@ -99,15 +114,31 @@ class Judge:
 
     def copy(self, interval: int) -> Accuracy:
         """The last keyframe's mask, kept."""
-        return self._over_phases("copy", interval, lambda planned: copied(planned, self._teacher))
+        return Accuracy.of(self.copied(interval))
 
     def flow(self, interval: int) -> Accuracy:
         """The last keyframe's mask, moved along optical flow."""
-        images = self._clip.images
-        return self._over_phases("flow", interval, lambda planned: flowed(planned, self._teacher, images))
+        return Accuracy.of(self.flowed(interval))
 
     def delta(self, interval: int, keep: Iterable[int] = (), engine: str = FLOAT32) -> Accuracy:
-        """The pair, really run for every phase.
+        """The pair, really run for every phase; arguments and errors are those of :meth:`deltas`."""
+        return Accuracy.of(self.deltas(interval, keep, engine))
+
+    def copied(self, interval: int, masks: Sequence[Segmentation] | None = None) -> StreamScores:
+        """Scores of copying by distance; ``masks`` of another teacher than the reference, per frame."""
+        found = self._teacher if masks is None else masks
+        return self._over_phases("copy", interval, lambda planned: copied(planned, found))
+
+    def flowed(self, interval: int, masks: Sequence[Segmentation] | None = None) -> StreamScores:
+        """Scores of warping by distance; ``masks`` of another teacher than the reference, per frame."""
+        found, images = self._teacher if masks is None else masks, self._clip.images
+        return self._over_phases("flow", interval, lambda planned: flowed(planned, found, images))
+
+    def deltas(self, interval: int, keep: Iterable[int] = (), engine: str = FLOAT32) -> StreamScores:
+        """Scores of the pair by distance, really run for every phase.
+
+        Where every phase is counted these hold the scores of every smaller interval too: a frame's answer rests on its
+        keyframe and on what came between, however far it is to the next keyframe.
 
         Args:
             interval: frames from keyframe to keyframe.
@@ -118,18 +149,56 @@ class Judge:
             BundleError: the keyframe step and the teacher's own bundle disagree.
         """
         wanted = set(keep)
-        own_teacher = self._own_teacher and engine == FLOAT32
-        name = "delta" if engine == FLOAT32 else f"delta {engine}"
-        with EdgeRunner(
-            self._pair, engine=engine, schedule=ExternalSchedule(), threads=self._threads
-        ) as runner:
+        with self._pair_runner(engine) as runner:
             return self._over_phases(
-                name, interval, lambda planned: self._run(runner, planned, wanted, own_teacher)
+                _delta_name(engine),
+                interval,
+                lambda planned: self._run(runner, planned, wanted, self._checks_teacher(engine)),
             )
+
+    def replayed(self, plans: Sequence[Sequence[Planned]], engine: str = FLOAT32) -> StreamScores:
+        """Scores of the pair where ``plans`` say which keyframe each frame rests on; one plan a pass.
+
+        Plans in which keyframes come late are for pairs whose delta step does not rewrite the state.
+
+        Raises:
+            BundleError: the keyframe step and the teacher's own bundle disagree.
+        """
+        scores = StreamScores(self._reference, 1)
+        done, total = 0, sum(map(len, plans))
+        with self._pair_runner(engine) as runner:
+            for planned in plans:
+                scores.add_phase(self._run(runner, planned, set(), self._checks_teacher(engine)))
+                done += len(planned)
+                self._tick(_delta_name(engine), done, total)
+        return scores
+
+    def replayed_masks(
+        self,
+        plans: Sequence[Sequence[Planned]],
+        masks_of: Callable[[Sequence[Planned]], Masks],
+    ) -> StreamScores:
+        """Scores of masks that need no runner, over the same kind of plans."""
+        scores = StreamScores(self._reference, 1)
+        for planned in plans:
+            scores.add_phase(masks_of(planned))
+        return scores
+
+    def _pair_runner(self, engine: str) -> EdgeRunner:
+        return EdgeRunner(
+            self._pair,
+            backend=self._backend,
+            engine=engine,
+            schedule=ExternalSchedule(),
+            threads=self._threads,
+        )
+
+    def _checks_teacher(self, engine: str) -> bool:
+        return self._own_teacher and engine == FLOAT32
 
     def _over_phases(
         self, name: str, interval: int, masks_of: Callable[[Sequence[Planned]], Masks]
-    ) -> Accuracy:
+    ) -> StreamScores:
         scores = StreamScores(self._reference, interval)
         phases, count = self._phases_of(interval), len(self._clip)
         done = 0
@@ -143,22 +212,26 @@ class Judge:
 
         for phase in phases:
             scores.add_phase(counted(masks_of(plan(count, interval, phase))))
-        return Accuracy.of(scores)
+        return scores
 
     def _run(
         self, runner: EdgeRunner, planned: Sequence[Planned], keep: set[int], own_teacher: bool
     ) -> Iterator[tuple[Planned, np.ndarray]]:
         runner.reset()
         first_phase = all(where.counted for where in planned)
-        keyframes = differing = 0
-        for where, frame in zip(planned, self._clip.frames, strict=True):
-            if where.distance == 0:
+        keyframes = differing = since = 0
+        key = -1
+        for where in planned:
+            # Images instead of frames: where keyframes come late, the runner goes back to an older one.
+            if where.key != key:
+                key, since = where.key, 0
                 runner.request_keyframe()
-            result = runner(frame)
-            if result.state_age != where.distance:
-                raise EngineError(
-                    f"runner: frame {where.index} has age {result.state_age}, not {where.distance}."
-                )
+                result = runner(self._clip.frames[key].image)
+            if where.distance:
+                since += 1
+                result = runner(self._clip.frames[where.index].image)
+            if result.state_age != since:
+                raise EngineError(f"runner: frame {where.index} has age {result.state_age}, not {since}.")
             mask = result.mask.copy()
             if where.distance == 0:
                 keyframes += 1
@@ -168,6 +241,10 @@ class Judge:
             yield where, mask
         if own_teacher:
             check_same_teacher(differing, keyframes * mask.size)
+
+
+def _delta_name(engine: str) -> str:
+    return "delta" if engine == FLOAT32 else f"delta {engine}"
 
 
 def check_same_teacher(differing: int, pixels: int) -> None:

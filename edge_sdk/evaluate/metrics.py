@@ -133,13 +133,13 @@ class Reference:
         task: scores masks.
         truths: labels per frame, or None.
         teacher: the teacher's mask per frame.
-        lookups: of :func:`pair_lookups`.
+        lookups: of :func:`pair_lookups`; None where consistency is not asked for.
     """
 
     task: Task
     truths: Sequence[Segmentation | None]
     teacher: Sequence[Segmentation]
-    lookups: Sequence[np.ndarray]
+    lookups: Sequence[np.ndarray] | None
 
 
 class StreamScores:
@@ -147,7 +147,7 @@ class StreamScores:
 
     Args:
         reference: labels, teacher's masks and flow.
-        interval: K; distances 0 to K - 1 are kept apart.
+        interval: K; distances 0 to K - 1 are kept apart, and what lies farther counts with the last.
     """
 
     def __init__(self, reference: Reference, interval: int) -> None:
@@ -165,37 +165,44 @@ class StreamScores:
                 written again before the frame after the next is asked for.
         """
         reference = self._reference
-        consistency = Consistency(reference.task, reference.lookups)
+        lookups = reference.lookups
+        consistency = None if lookups is None else Consistency(reference.task, lookups)
         for planned, mask in masks:
             if planned.counted:
                 self._add(planned, Segmentation(mask))
-                consistency.add(planned.index, mask)
-        self._consistency.append(consistency.value())
+                if consistency is not None:
+                    consistency.add(planned.index, mask)
+        self._consistency.append(None if consistency is None else consistency.value())
 
     def _add(self, planned: Planned, prediction: Segmentation) -> None:
+        place = min(planned.distance, len(self._frames) - 1)
         truth = self._reference.truths[planned.index]
         if truth is not None:
-            self._labels[planned.distance].update(prediction, truth)
-        self._agreement[planned.distance].update(prediction, self._reference.teacher[planned.index])
-        self._frames[planned.distance] += 1
+            self._labels[place].update(prediction, truth)
+        self._agreement[place].update(prediction, self._reference.teacher[planned.index])
+        self._frames[place] += 1
 
     def by_distance(self) -> Iterator[tuple[int, int, float | None, float | None]]:
         """Per distance: frames counted, score against labels, score against the teacher."""
         for distance, frames in enumerate(self._frames):
             yield distance, frames, primary(self._labels[distance]), primary(self._agreement[distance])
 
-    def labels(self) -> float | None:
-        """Score against the labels over all distances; None without labels."""
-        return primary(_merged(self._reference.task, self._labels))
+    def labels(self, distances: range | None = None) -> float | None:
+        """Score against the labels over ``distances``, all by default; None without labels."""
+        return primary(_merged(self._reference.task, _at(self._labels, distances)))
 
-    def agreement(self) -> float | None:
-        """Score against the teacher's masks over all distances."""
-        return primary(_merged(self._reference.task, self._agreement))
+    def agreement(self, distances: range | None = None) -> float | None:
+        """Score against the teacher's masks over ``distances``, all by default."""
+        return primary(_merged(self._reference.task, _at(self._agreement, distances)))
 
     def consistency(self) -> float | None:
         """Temporal consistency, mean over the phases that had a pair; None where none had."""
         values = [value for value in self._consistency if value is not None]
         return sum(values) / len(values) if values else None
+
+
+def _at(scores: Sequence[Score], distances: range | None) -> Sequence[Score]:
+    return scores if distances is None else [scores[distance] for distance in distances]
 
 
 def _merged(task: Task, scores: Iterable[Score]) -> Score:
