@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge_sdk.bundle import Bundle
     from edge_sdk.errors import EdgeSdkError
     from edge_sdk.runtime.background import BackgroundKeyframes
+    from edge_sdk.runtime.recipe import RunRecipe
     from edge_sdk.runtime.result import Result, StepKind
     from edge_sdk.runtime.runner import EdgeRunner
     from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
@@ -33,6 +34,7 @@ __all__ = [
     "Frame",
     "MultiRunner",
     "Result",
+    "RunRecipe",
     "StepKind",
     "__version__",
     "open_sink",
@@ -51,6 +53,7 @@ _HOME = {
     "Frame": "edge_sdk.video.frame",
     "MultiRunner": "edge_sdk.runtime.several",
     "Result": "edge_sdk.runtime.result",
+    "RunRecipe": "edge_sdk.runtime.recipe",
     "StepKind": "edge_sdk.runtime.result",
     "open_sink": "edge_sdk.video",
     "open_source": "edge_sdk.video",

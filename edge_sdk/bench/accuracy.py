@@ -65,6 +65,7 @@ def scores_of(
     backend: str | Backend = "onnxruntime",
     threads: int | None = None,
     background: BackgroundKeyframes | None = None,
+    fps: float | None = None,
     lags: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Score]:
@@ -77,8 +78,9 @@ def scores_of(
         backend: runs the rows.
         threads: CPU threads of one step.
         background: how keyframes run beside the frames, for the rows that do so.
+        fps: rate of the camera, frames a second; None for the clip's.
         lags: frames by which such a row's keyframes come late, by name; those that are missing are measured by running
-            the row at the clip's rate for a few keyframes.
+            the row at the camera's rate for a few keyframes.
         progress: told how far each pass is.
 
     Returns:
@@ -93,7 +95,7 @@ def scores_of(
         raise RecipeError(f"accuracy: expected a segmentation, bundle {lineup.subject.path} is a {task}.")
     found = backend_named(backend) if isinstance(backend, str) else backend
     tick = (progress or Silent()).update
-    scorer = _Scorer(lineup, clip, found, threads, background or BackgroundKeyframes(), tick)
+    scorer = _Scorer(lineup, clip, found, threads, background or BackgroundKeyframes(), fps or clip.fps, tick)
     demands = [scorer.demand(row, (lags or {}).get(row.name)) for row in rows]
     # The subject's own steps go first: they find a teacher that does not fit before time is spent on the rest.
     for demand in sorted(demands, key=lambda demand: demand.way != "delta"):
@@ -119,7 +121,7 @@ def score(
         return tuple(rows)
     found = scores_of(
         missing, lineup, clip, backend=backend or recipe.backend, threads=recipe.threads,
-        background=recipe.background, progress=progress,
+        background=recipe.background, fps=recipe.fps, progress=progress,
     )  # fmt: skip
     return tuple(with_score(row, found[row.name]) if row.name in found else row for row in rows)
 
@@ -161,6 +163,7 @@ class _Scorer:
     backend: Backend
     threads: int | None
     background: BackgroundKeyframes
+    fps: float
     tick: Tick
     _masks: dict[tuple[str, str], Sequence[Segmentation]] = field(default_factory=dict)
     _passes: dict[tuple[str, str, str], StreamScores] = field(default_factory=dict)
@@ -209,9 +212,7 @@ class _Scorer:
         if demand.way == "own":
             accuracy = self._judge.every_frame(self._masks_of(demand.row))
             return Score(labels=accuracy.labels, agreement=accuracy.agreement, interval=1.0)
-        late = (
-            "" if demand.lag is None else f"keyframes come {demand.lag} frames late at {self.clip.fps:g} fps"
-        )
+        late = "" if demand.lag is None else f"keyframes come {demand.lag} frames late at {self.fps:g} fps"
         if demand.distances is not None:
             scores, distances = self._passes[demand.source], demand.distances
             return Score(
@@ -270,7 +271,7 @@ class _Scorer:
             self.lineup.bundle_of(row), backend=self.backend, engine=row.engine, schedule=EverySchedule(interval=2),
             threads=self.threads, background=self.background,
         ) as runner:  # fmt: skip
-            return measured_lag(runner, self.clip)
+            return measured_lag(runner, self.clip, self.fps)
 
 
 def _way(row: Row) -> str:
@@ -302,23 +303,25 @@ def reference(bundle: Bundle, backend: Backend) -> tuple[Backend, str]:
 def measured_lag(
     runner: EdgeRunner,
     clip: Clip,
+    fps: float,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Frames by which keyframes beside the frames come late at the clip's rate: the median over a few keyframes.
+    """Frames by which keyframes beside the frames come late: the median over a few keyframes.
 
     Args:
         runner: open, with keyframes beside the frames.
-        clip: its frames are given at its rate, again from its beginning where it is short.
+        clip: its frames are given in order, again from its beginning where it is short.
+        fps: rate at which they are given, frames a second.
     """
     runner.reset()
     begin, found, before = clock(), [], 0
     # A keyframe that needs more than twenty frames is as good as never.
     for index in range(20 * _WATCHED):
-        sleep(max(0.0, begin + index / clip.fps - clock()))
+        sleep(max(0.0, begin + index / fps - clock()))
         age = runner(clip.frames[index % len(clip)].image).state_age
-        if age <= before:
+        if index and age <= before:
             found.append(age)
         before = age
         if len(found) == _WATCHED:

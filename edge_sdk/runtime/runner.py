@@ -14,6 +14,7 @@ from edge_sdk.errors import BundleError, ClosedError, RecipeError
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend, EngineOptions, backend_named
 from edge_sdk.runtime.opening import Opening, checked_schedule
+from edge_sdk.runtime.recipe import RunRecipe
 from edge_sdk.runtime.result import Result
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.runtime.stream import Stream
@@ -93,6 +94,27 @@ class EdgeRunner:
         self._on_result = on_result
         self._worker: Worker | None = None
         self._opening: Opening | None = None
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str | Path | RunRecipe,
+        *,
+        threaded: bool | None = None,
+        on_result: Callable[[Result], None] | None = None,
+    ) -> EdgeRunner:
+        """A runner with the settings of a run recipe, such as ``edge-sdk tune`` writes; its source is the caller's.
+
+        Args:
+            recipe: a YAML file, or its content.
+            threaded, on_result: as of the class.
+
+        Raises:
+            MissingFileError, FileFormatError, RecipeError: the recipe cannot be read, see :meth:`RunRecipe.load`.
+            EdgeSdkError: as of the class.
+        """
+        found = recipe if isinstance(recipe, RunRecipe) else RunRecipe.load(recipe)
+        return cls(found.bundle, threaded=threaded, on_result=on_result, **found.options())
 
     def open(self) -> EdgeRunner:
         """Load, allocate and warm up, where a ``with`` block does not fit; opening an open runner does nothing.
