@@ -88,8 +88,7 @@ class RowFigures(Settings):
         mode: ``saturated`` or ``camera``.
         stages: by stage of ``STAGES``, then by ``"all"``, ``"keyframe"``, ``"delta"`` and ``"skip"``. A kind that did
             not come is missing, and so is a stage that no frame of a kind went through. Of ``"all"`` every frame
-            counts, with 0 for a stage that it did not go through, so that the means of the stages add up to the
-            mean total. ``capture`` and ``age`` are there at camera pace alone.
+            counts, with 0 for a stage that it did not go through, so that the means of the stages can be added up. ``capture`` and ``age`` are there at camera pace alone.
         gpu: the GPU's own time of the step, by kind as above; empty where there is none.
         throughput_fps: answered frames a second, n - 1 intervals over the n answers of each block; None where no
             block has two.

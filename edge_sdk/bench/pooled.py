@@ -108,7 +108,9 @@ def _order(block: Block) -> tuple[int, float]:
     return block.round, block.frames.called_ms[0] if len(block.frames) else 0.0
 
 
-def _column(blocks: tuple[Block, ...], name: str, missing: float = 0.0, dtype: type = np.float64) -> np.ndarray:
+def _column(
+    blocks: tuple[Block, ...], name: str, missing: float = 0.0, dtype: type = np.float64
+) -> np.ndarray:
     parts = [
         np.array(getattr(block.frames, name), dtype)
         if getattr(block.frames, name)
