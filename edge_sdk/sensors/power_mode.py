@@ -1,0 +1,36 @@
+"""A Jetson's power modes from the files that nvpmodel keeps, which everybody may read."""
+
+from __future__ import annotations
+
+import re
+
+from edge_sdk.sensors.files import SysFiles
+
+
+class PowerModes:
+    """The power modes of this machine; empty on anything but a Jetson.
+
+    Args:
+        files: of this machine.
+
+    Attributes:
+        names: of all modes by number, such as ``{0: "MAXN", 1: "15W"}``.
+    """
+
+    def __init__(self, files: SysFiles) -> None:
+        self._files = files
+        listed = files.text(files.root / "etc" / "nvpmodel.conf")
+        found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", listed, re.MULTILINE)
+        self.names = {int(number): name for number, name in found}
+
+    def current(self) -> str | None:
+        """Name of the mode that is on, or ``"mode 3"`` where modes are not listed; None where nothing tells.
+
+        Containers usually see neither file.
+        """
+        status = self._files.text(self._files.root / "var" / "lib" / "nvpmodel" / "status")
+        found = re.search(r"^pmode:(\d+)", status, re.MULTILINE)
+        if found is None:
+            return None
+        number = int(found[1])
+        return self.names.get(number, f"mode {number}")
