@@ -103,7 +103,11 @@ setup(
         "signing": SIGNING,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["edge-sdk = edge_sdk.cli:main"]},
+    entry_points={
+        "console_scripts": ["edge-sdk = edge_sdk.cli:main"],
+        # Named as the module, so that "-p edge_sdk.bench.plugin" and "pytest_plugins" find it loaded already.
+        "pytest11": ["edge_sdk.bench.plugin = edge_sdk.bench.plugin"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",
