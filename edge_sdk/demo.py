@@ -16,7 +16,6 @@ from edge_sdk.bundle import Bundle, set_name
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.compile.calibrate import CalibrateRecipe, DrawSettings, calibrate
 from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
-from edge_sdk.distill.loop import Progress
 from edge_sdk.distill.recipes import (
     Augment,
     DeltaLoss,
@@ -28,6 +27,7 @@ from edge_sdk.distill.recipes import (
     TaskLoss,
 )
 from edge_sdk.evaluate import EvaluateRecipe, Evaluation, evaluate
+from edge_sdk.progress import Progress
 from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import EverySchedule
 from edge_sdk.tasks import TaskSpec

@@ -136,7 +136,7 @@ def read_frames(bundle: Bundle, accuracy: AccuracySettings, limit: int | None) -
     clip = read_clip(accuracy.source, bundle.task, bundle.size_hw, limit=limit)
     if len(clip) < accuracy.interval:
         raise RecipeError(
-            f"accuracy.interval: {accuracy.interval} needs as many frames, {accuracy.source} gave {len(clip)}.",
+            f"accuracy.interval: {accuracy.interval} needs as many frames, {clip.uri} gave {len(clip)}.",
             hint="Name a longer source or a smaller interval.",
         )
     return clip

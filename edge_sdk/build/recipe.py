@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from edge_sdk.build.tensorrt.settings import TensorRTSettings
 from edge_sdk.manifest import BackendName, Precision
 from edge_sdk.settings import Settings
+from edge_sdk.video.uri import SourceText
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -66,7 +67,7 @@ class AccuracySettings(Settings):
         repeats: timed runs that the choice rests on.
     """
 
-    source: str
+    source: SourceText
     interval: Positive = 10
     max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
     limit: Positive | None = None

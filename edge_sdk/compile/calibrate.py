@@ -33,13 +33,14 @@ from edge_sdk.errors import OutputError, RecipeError, ShapeError
 from edge_sdk.files import require_writable
 from edge_sdk.manifest import FLOAT32, StepName, state_output
 from edge_sdk.optional import require
+from edge_sdk.progress import Progress
 from edge_sdk.recording import Content, RecordingBackend, graph_hashes
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.runtime.engine import backend_named
 from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule, ScheduleSettings
 from edge_sdk.settings import Settings, parse_settings
-from edge_sdk.video.clips import CalibrationClips, CalibrationClipsRecipe, Progress, draw_clips, read_clip
+from edge_sdk.video.clips import CalibrationClips, CalibrationClipsRecipe, draw_clips, read_clip
 
 BACKEND = "onnxruntime"
 # A device whose schedule names no longest interval.

@@ -30,13 +30,13 @@ from edge_sdk.compile.rewrite import negate_into_convolutions
 from edge_sdk.compile.specs import step_spec
 from edge_sdk.distill.distil import load_student
 from edge_sdk.distill.frames import FrameToInput
-from edge_sdk.distill.loop import Progress, Silent
 from edge_sdk.distill.modules import load_module, read_checkpoint
 from edge_sdk.distill.recipes import Preprocess, TrainRecipe
 from edge_sdk.distill.steps import PerFrame, StepPair
 from edge_sdk.distill.train import check_logits
 from edge_sdk.errors import CheckpointError, ConversionError, EngineError, RecipeError
 from edge_sdk.optional import require
+from edge_sdk.progress import Progress, Silent
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule
 from edge_sdk.settings import parse_settings

@@ -13,7 +13,7 @@ from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
 from edge_sdk.distill.delta import DeltaConv2d, DeltaNet
 from edge_sdk.distill.frames import FrameSet, FrameToInput
-from edge_sdk.distill.loop import Batch, Objective, Progress, fit, is_writer
+from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import (
     fill_module,
@@ -30,6 +30,7 @@ from edge_sdk.distill.steps import State
 from edge_sdk.distill.tape import Pass
 from edge_sdk.distill.train import check_logits, mask_of
 from edge_sdk.errors import CheckpointError
+from edge_sdk.progress import Progress
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.settings import parse_settings
 from edge_sdk.tasks import Segmentation, task_from_spec

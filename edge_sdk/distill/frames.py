@@ -57,7 +57,7 @@ class FrameSet:
             start = len(images)
             with open_source(uri) as source:
                 if source.live:
-                    raise RecipeError(f"'data': expected recorded frames, got the live source {uri}.")
+                    raise RecipeError(f"'data': expected recorded frames, got the live source {source.uri}.")
                 for frame in source:
                     mask = frame.truth.mask if frame.truth is not None else None
                     if labelled and mask is None:

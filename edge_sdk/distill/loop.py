@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -22,22 +22,9 @@ from edge_sdk.distill.modules import read_checkpoint, save_checkpoint
 from edge_sdk.distill.recipes import LoopSettings, Optimiser
 from edge_sdk.errors import CheckpointError, EdgeSdkError
 from edge_sdk.files import require_writable
+from edge_sdk.progress import Progress, Silent
 
 Batch = dict[str, Tensor]
-
-
-class Progress(Protocol):
-    """Whoever watches a long stage."""
-
-    def update(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """``done`` of ``total`` steps of ``stage`` are finished; ``figures`` are the newest values to show."""
-
-
-class Silent:
-    """Nobody watches."""
-
-    def update(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """Do nothing."""
 
 
 class Objective(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sdk.distill.frames import FrameSet, FrameToInput, View
-from edge_sdk.distill.loop import Batch, Objective, Progress, fit, is_writer
+from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import (
     fill_module,
@@ -23,6 +23,7 @@ from edge_sdk.distill.modules import (
 )
 from edge_sdk.distill.recipes import TrainRecipe
 from edge_sdk.errors import ShapeError
+from edge_sdk.progress import Progress
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.tasks import Segmentation, task_from_spec
 from edge_sdk.tasks.base import TaskSpec

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.conditions import Conditions
 from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.accuracy import Accuracy, Judge, per_frame_masks
 from edge_sdk.evaluate.baselines import FlowRunner
-from edge_sdk.evaluate.clip import Clip, Tick, read_clip, silent
+from edge_sdk.evaluate.clip import Clip, Tick, read_clip
 from edge_sdk.evaluate.evaluation import Evaluation, Example, Row, SourceFacts, Variant
 from edge_sdk.evaluate.examples import farthest, make_examples
 from edge_sdk.evaluate.flow import METHOD as FLOW_METHOD
@@ -21,6 +20,7 @@ from edge_sdk.evaluate.measure import Contender, flow_contender, measure, runner
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing, amortised
 from edge_sdk.optional import require
+from edge_sdk.progress import Progress, Silent
 from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, ScheduleSettings
 from edge_sdk.tasks import Segmentation
@@ -37,13 +37,6 @@ _ALL_PHASES = (
     "Consistency is the mean over alignments."
 )
 _ONE_PHASE = "Accuracy with keyframes at frames 0, K, 2K, ... only: a frame is seen at one distance."
-
-
-class Progress(Protocol):
-    """Shown while a long stage runs."""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of ``stage`` are finished; ``total`` is 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +65,14 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress | None = None) -> Eva
         VideoError: the source cannot be read to its end.
         DependencyError: OpenCV or onnxruntime is not installed.
     """
-    tick: Tick = silent if progress is None else progress.update
+    tick: Tick = (progress or Silent()).update
     lineup = open_lineup(recipe)
     with _opencv_threads(recipe.threads):
         pair = lineup.pair
         clip = read_clip(recipe.source, pair.task, pair.size_hw, limit=recipe.limit, tick=tick)
         if len(clip) < max(recipe.intervals):
             raise RecipeError(
-                f"intervals: {max(recipe.intervals)} needs as many frames, source {recipe.source} gave {len(clip)}.",
+                f"intervals: {max(recipe.intervals)} needs as many frames, source {clip.uri} gave {len(clip)}.",
                 hint="Name a longer source or smaller `intervals`.",
             )
         conditions = Conditions.now(recipe.threads)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edge_sdk.manifest import FLOAT32
 from edge_sdk.settings import Settings
+from edge_sdk.video.uri import SourceText
 
 # One second between keyframes even at 120 frames a second; beyond that nobody runs a delta.
 MAX_INTERVAL = 120
@@ -35,7 +36,7 @@ class EvaluateRecipe(Settings):
     """
 
     bundle: Path
-    source: str = Field(min_length=1)
+    source: SourceText
     teacher: Path | None = None
     rival: Path | None = None
     engines: tuple[Annotated[str, Field(min_length=1)], ...] = ()

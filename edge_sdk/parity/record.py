@@ -53,7 +53,7 @@ def record_reference(
     target = Path(path)
     interval = settings.interval or interval_of(bundle)
     with open_source(settings.source, limit=settings.limit) as source:
-        _check_size(settings.source, tuple(source.size_hw), bundle.size_hw)
+        _check_size(source.uri, tuple(source.size_hw), bundle.size_hw)
         count = settings.limit if source.frame_count is None else min(source.frame_count, settings.limit)
         whole = kept_periods(count, interval, settings.periods)
         with write_arrays(target, REFERENCE) as writer:
@@ -69,13 +69,13 @@ def record_reference(
             ) as runner:
                 backend.observer = recorder
                 for index, frame in enumerate(source):
-                    _check_order(settings.source, frame, index)
+                    _check_order(source.uri, frame, index)
                     runner(frame)
-                    if (truth := truth_of(settings.source, frame, bundle.task, bundle.size_hw)) is not None:
+                    if (truth := truth_of(source.uri, frame, bundle.task, bundle.size_hw)) is not None:
                         writer.write(label_file(index), truth.mask, compress=True)
                         labelled.append(index)
                     watcher.update("reference", index + 1, count)
-            _check_length(settings.source, recorder.frames, interval)
+            _check_length(source.uri, recorder.frames, interval)
             writer.finish(_header(bundle, settings, interval, labelled, recorder))
     return Reference(just_written(target, REFERENCE))
 

@@ -28,6 +28,7 @@ from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, ScheduleSet
 from edge_sdk.settings import Settings
 from edge_sdk.tasks import Segmentation, Task
 from edge_sdk.tensors import TensorSpec
+from edge_sdk.video.uri import SourceText
 
 BACKEND = "onnxruntime"
 REFERENCE = FileKind(
@@ -49,7 +50,7 @@ class ReferenceSettings(Settings):
         threads: CPU threads of one step.
     """
 
-    source: str = Field(min_length=1)
+    source: SourceText
     limit: int = Field(default=200, ge=1)
     interval: int | None = Field(default=None, ge=1)
     periods: int = Field(default=4, ge=1)

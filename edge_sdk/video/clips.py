@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -31,6 +31,7 @@ from edge_sdk.errors import (
     VideoError,
 )
 from edge_sdk.files import atomic_folder, require_file, sha256_of
+from edge_sdk.progress import Progress
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.video.base import VideoSource
 from edge_sdk.video.native import opencv, require_image
@@ -139,13 +140,6 @@ class CalibrationClips(Settings):
             if sha256_of(root / name) != digest:
                 raise ChecksumError(f"calibration clips {root}: the frame '{name}' was changed.", hint=again)
         return found
-
-
-class Progress(Protocol):
-    """Whoever watches."""
-
-    def update(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """``done`` of ``total`` steps of ``stage`` are finished."""
 
 
 @dataclass(frozen=True)

@@ -118,21 +118,20 @@ class SeveralSources(Generic[K]):
         _log.error("stream %s is left out: %s", name, error)
         # Not closed here: that may wait for a driver that hangs, and the others would wait with it.
 
-    def keep_trying(self, name: K, uri: str | Path, open_it: Callable[[], VideoSource]) -> None:
+    def keep_trying(self, name: K, open_it: Callable[[], VideoSource]) -> None:
         """Try again and again to open a stream that is in ``errors``; it joins the others when it is there.
 
         Args:
             name: of the stream.
-            uri: for the log.
             open_it: opens it, or raises.
         """
         self._coming.add(name)
         thread = threading.Thread(
-            target=self._try, args=(name, uri, open_it), name=f"edge-sdk-open {name}", daemon=True
+            target=self._try, args=(name, open_it), name=f"edge-sdk-open {name}", daemon=True
         )
         thread.start()
 
-    def _try(self, name: K, uri: str | Path, open_it: Callable[[], VideoSource]) -> None:
+    def _try(self, name: K, open_it: Callable[[], VideoSource]) -> None:
         pause_s = _RETRIES.pause_s
         while not self._closing.wait(pause_s):
             pause_s = min(pause_s * _RETRIES.pause_growth, _RETRIES.max_pause_s)
@@ -269,7 +268,7 @@ def open_sources(
     sources.errors.update(errors)
     for name in errors:
         if is_live(named[name]) and isinstance(errors[name], VideoError):
-            sources.keep_trying(name, named[name], partial(open_source, named[name], **options))
+            sources.keep_trying(name, partial(open_source, named[name], **options))
     return sources
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import Field, PlainSerializer
 
 from edge_sdk.errors import RecipeError
 
@@ -16,8 +19,29 @@ KINDS = (
 # Two letters at least, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
+# Up to the last @ before the path, since a password may hold an @ of its own. What follows the colon is a port only
+# where it is a number; else it is a password with an unescaped slash, and goes up to the last @ of all.
+_PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://[^:/@]*):(?:[^/]*|(?!\d+/).*)@")
+
+# Cameras also take the password in the path or query of their address.
+_SECRET_VALUE = re.compile(r"((?:pass(?:word|wd)?|pwd|token|secret|key|auth)=)[^&;/?#]+", re.IGNORECASE)
+
 # A camera's device file, which users of other tools give as a plain path.
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/[^?]+)(\?|$)")
+
+
+def without_password(uri: str) -> str:
+    """``uri`` as it may be shown, logged or written: passwords, tokens and keys of a network address are three stars.
+
+    Every opened source has such a ``uri``. What is not an address on a network is given back as it is.
+    """
+    if _scheme_of(uri) in ("", "file") or "://" not in uri:
+        return uri
+    return _SECRET_VALUE.sub(r"\1***", _PASSWORD.sub(r"\1:***@", uri))
+
+
+# A source in a recipe: whatever is written of the recipe, a password is not.
+SourceText = Annotated[str, Field(min_length=1), PlainSerializer(without_password, when_used="json")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +90,7 @@ def parse_source_uri(uri: str) -> SourceUri:
     if _exists(uri):
         return SourceUri(uri, "path", uri, {})
     if scheme:
-        raise RecipeError(f"source {uri}: unknown scheme '{scheme}', expected {KINDS}.")
+        raise RecipeError(f"source {without_password(uri)}: unknown scheme '{scheme}', expected {KINDS}.")
     target, query = _split_query(uri, uri)
     return SourceUri(uri, "path", target, query)
 
@@ -115,17 +139,15 @@ def _rtsp(uri: str) -> SourceUri:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise RecipeError(f"source {shown}: {error}.") from None
+        # Beside a password the error's text may hold a part of it.
+        why = "expected rtsp://user:password@host:port/path" if "@" in uri else error
+        raise RecipeError(
+            f"source {shown}: {why}.", hint="Write '/', '?' and '#' of a password as %2F, %3F and %23."
+        ) from None
     if not host or re.search(r"[\s\x00-\x1f]", address):
         raise RecipeError(f"source {shown}: expected rtsp://HOST/PATH without spaces.")
     _, query = _split_query(uri, shown, "#")
     return SourceUri(shown, "rtsp", address, query)
-
-
-def without_password(uri: str) -> str:
-    """``uri`` as it may be shown: a password is three stars."""
-    # Up to the last @ before the path: a password may hold an @ of its own.
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
 def _split_query(text: str, uri: str, sign: str = "?") -> tuple[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from edge_sdk.video import open_source
 from edge_sdk.video.devices import RtspQuery, ffmpeg_options
 from edge_sdk.video.flip import FLIP_METHODS, before_flip, flipped
 from edge_sdk.video.gstreamer import csi_pipeline, fraction_of, quoted, rtsp_pipeline
-from edge_sdk.video.uri import parse_source_uri, without_password
+from edge_sdk.video.uri import parse_source_uri
 from tests.videos import FakeCapture, picture
 
 
@@ -348,16 +348,3 @@ def test_an_address_cannot_leave_its_quotes(address: str) -> None:
         end += 1
     assert inside[: end + 1] == quoted(address)
     assert inside[end + 1 :].startswith(" protocols=tcp")
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("rtsp://me:secret@host/a", "rtsp://me:***@host/a"),
-        ("rtsp://me:se@cr:et@host/a", "rtsp://me:***@host/a"),
-        ("rtsp://me@host/a", "rtsp://me@host/a"),
-        ("rtsp://host:554/a:b@c", "rtsp://host:554/a:b@c"),
-    ],
-)
-def test_passwords_are_not_shown(uri: str, shown: str) -> None:
-    assert without_password(uri) == shown
