@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
-from importlib import resources
 
 from edge_sdk.evaluate.evaluation import Evaluation, Row
 from edge_sdk.evaluate.plots import accuracy_name, all_plots, headline
 from edge_sdk.evaluate.table import columns, share, size, title
-from edge_sdk.optional import require
+from edge_sdk.page import fill
 
 _TEMPLATE = "report.html.j2"
 
@@ -20,16 +18,12 @@ def render(evaluation: Evaluation) -> str:
     Raises:
         DependencyError: jinja2 or matplotlib is not installed.
     """
-    jinja2 = require("jinja2", "the evaluation report")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"share": share, "size": size, "jpeg": _data_uri, "pretty": _pretty}
-    template = environment.from_string(
-        resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
     shown = columns(evaluation)
-    html: str = template.render(
+    return fill(
+        __package__,
+        _TEMPLATE,
+        "the evaluation report",
+        {"share": share, "size": size, "jpeg": _data_uri},
         evaluation=evaluation,
         title=title(evaluation),
         columns=shown,
@@ -40,7 +34,6 @@ def render(evaluation: Evaluation) -> str:
         colours=[f"rgb({red}, {green}, {blue})" for blue, green, red in evaluation.task.colours().tolist()],
         farthest=max(row.interval for row in evaluation.rows),
     )
-    return html
 
 
 def verdicts(evaluation: Evaluation) -> list[str]:
@@ -73,7 +66,3 @@ def _gain(row: Row, teacher: Row, evaluation: Evaluation) -> tuple[str, str]:
 
 def _data_uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
-
-
-def _pretty(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from edge_sdk.bundle import write_bundle
+from edge_sdk.drawing import to_inline
 from edge_sdk.errors import (
     BundleError,
     EdgeSdkError,
@@ -25,7 +26,6 @@ from edge_sdk.evaluate import EvaluateRecipe, Evaluation, evaluate
 from edge_sdk.evaluate.accuracy import check_same_teacher
 from edge_sdk.evaluate.clip import read_clip
 from edge_sdk.evaluate.evaluation import JSON_NAME
-from edge_sdk.evaluate.plots import to_inline
 from edge_sdk.evaluate.table import macs, milliseconds, size
 from edge_sdk.runtime.result import StepKind
 from edge_sdk.settings import parse_settings
