@@ -88,7 +88,8 @@ class RowFigures(Settings):
         mode: ``saturated`` or ``camera``.
         stages: by stage of ``STAGES``, then by ``"all"``, ``"keyframe"``, ``"delta"`` and ``"skip"``. A kind that did
             not come is missing, and so is a stage that no frame of a kind went through. Of ``"all"`` every frame
-            counts, with 0 for a stage that it did not go through, so that the means of the stages can be added up. ``capture`` and ``age`` are there at camera pace alone.
+            counts, with 0 for a stage that it did not go through, so that the means of the stages can be added up.
+            ``capture`` and ``age`` are there at camera pace alone.
         gpu: the GPU's own time of the step, by kind as above; empty where there is none.
         throughput_fps: answered frames a second, n - 1 intervals over the n answers of each block; None where no
             block has two.
@@ -215,6 +216,7 @@ class Figures(Settings):
         stolen: share of the processors' time that a hypervisor gave to others; None where it is not told.
         yardstick_ms: median of the yardstick and its interval, which tells how evenly the machine itself ran; None
             where there was none.
+        yardstick_by_round_ms: its median in each round.
         worst: the ten slowest answers of the subject in each mode, slowest first, camera pace before saturated.
     """
 
@@ -227,6 +229,7 @@ class Figures(Settings):
     power_w: dict[str, Span]
     stolen: Span | None
     yardstick_ms: Estimate | None
+    yardstick_by_round_ms: tuple[float, ...] = ()
     worst: tuple[WorstFrame, ...]
 
     @classmethod

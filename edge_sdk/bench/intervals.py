@@ -102,9 +102,9 @@ def slope(x: np.ndarray, y: np.ndarray) -> Estimate | None:
     of wild points does not move.
 
     The 95 % interval is Sen's (1968): of N slopes in order, from the (N - C) / 2-th to the one after the
-    (N + C) / 2-th, where C = 1.96 sqrt(V) and V is the variance of Kendall's S with its corrections for ties. It takes the points for
-    independent about the line; where readings follow each other closely it is too narrow, so a slope is worth a
-    word only where it also adds up to something.
+    (N + C) / 2-th, where C = 1.96 sqrt(V) and V is the variance of Kendall's S with its corrections for ties. It takes
+    the points for independent about the line; where readings follow each other closely it is too narrow, so a slope
+    is worth a word only where it also adds up to something.
 
     More than ``MOST_POINTS`` points are first thinned: medians of neighbours.
 

@@ -111,7 +111,7 @@ def _order(block: Block) -> tuple[int, float]:
 def _column(
     blocks: tuple[Block, ...], name: str, missing: float = 0.0, dtype: type = np.float64
 ) -> np.ndarray:
-    parts = [
+    parts: list[np.ndarray] = [
         np.array(getattr(block.frames, name), dtype)
         if getattr(block.frames, name)
         else np.full(len(block.frames), missing, dtype)

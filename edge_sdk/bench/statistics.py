@@ -45,6 +45,7 @@ def compute(document: BenchDocument) -> Figures:
     )
     subject = {mode: pools[SUBJECT, mode] for mode in MODES if (SUBJECT, mode) in pools}
     readings = sorted(document.readings, key=lambda reading: reading.at_ms)
+    yardstick_ms, yardstick_by_round_ms = yardstick(document)
     stolen = [reading.stolen for reading in readings if reading.stolen is not None]
     return Figures(
         rows=rows,
@@ -55,7 +56,8 @@ def compute(document: BenchDocument) -> Figures:
         temperatures_c=spans(readings, "temperature_c"),
         power_w=spans(readings, "power_w"),
         stolen=span(stolen) if stolen else None,
-        yardstick_ms=yardstick(document),
+        yardstick_ms=yardstick_ms,
+        yardstick_by_round_ms=yardstick_by_round_ms,
         worst=worst_frames(subject, readings),
     )
 
@@ -294,14 +296,17 @@ def _cost_of(
     )
 
 
-def yardstick(document: BenchDocument) -> Estimate | None:
-    """The yardstick over all blocks that are in a statistic, bare ones too."""
+def yardstick(document: BenchDocument) -> tuple[Estimate | None, tuple[float, ...]]:
+    """The yardstick over all blocks that are in a statistic, bare ones too, and its median in each round."""
+    blocks = [block for block in document.blocks if block.mode in MODES]
     told = sorted(
         (block.round, block.yardstick_ms)
-        for block in (*document.blocks, *document.bare)
-        if block.yardstick_ms is not None and getattr(block, "mode", None) != "warm-up"
+        for group in (blocks, document.bare)
+        for block in group
+        if block.yardstick_ms is not None
     )
     if not told:
-        return None
+        return None, ()
     rounds, times = np.array([number for number, _ in told]), np.array([ms for _, ms in told])
-    return positive(float(np.median(times)), [float(np.median(p)) for p in round_parts(times, rounds)])
+    by_round = [float(np.median(part)) for part in round_parts(times, rounds)]
+    return positive(float(np.median(times)), by_round), tuple(by_round)
