@@ -65,9 +65,46 @@ def free_gpu_memory(driver: str = DRIVER) -> int | None:
     Makes the GPU's primary context for a moment, which takes memory of its own: ask in a process that will use the GPU.
     """
     cuda = _load(driver)
-    device, context = ctypes.c_int(), ctypes.c_void_p()
+    device = ctypes.c_int()
     if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), 0):
         return None
+    memory = _memory(cuda, device)
+    return None if memory is None else memory[0]
+
+
+def gpu_address(driver: str = DRIVER) -> str | None:
+    """Where the first GPU sits on the PCI bus, such as ``"0000:01:00.0"``; ``None`` without one.
+
+    Other libraries number GPUs in another order; this is the same for all.
+    """
+    cuda = _load(driver)
+    device, address = ctypes.c_int(), ctypes.create_string_buffer(32)
+    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if cuda.cuDeviceGetPCIBusId(address, len(address), device):
+        return None
+    return address.value.decode(errors="replace")
+
+
+def used_gpu_memory(driver: str = DRIVER) -> int | None:
+    """Memory in use on the first GPU by all processes, in bytes; on a Jetson that is memory of the whole machine.
+
+    ``None`` without a GPU, and while this process does not use it: asking would make its context, which takes time and
+    memory.
+    """
+    cuda = _load(driver)
+    device, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if cuda.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active)) or not active.value:
+        return None
+    memory = _memory(cuda, device)
+    return None if memory is None else memory[1] - memory[0]
+
+
+def _memory(cuda: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int] | None:
+    """Free and total memory of a GPU, in bytes."""
+    context = ctypes.c_void_p()
     if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
         return None
     try:
@@ -76,7 +113,7 @@ def free_gpu_memory(driver: str = DRIVER) -> int | None:
             return None
         failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
         cuda.cuCtxPopCurrent_v2(ctypes.byref(popped))
-        return None if failed else free.value
+        return None if failed else (free.value, total.value)
     finally:
         cuda.cuDevicePrimaryCtxRelease_v2(device)
 

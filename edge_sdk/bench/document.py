@@ -83,7 +83,9 @@ class Machine(Settings):
         accelerator: name of the GPU; None where none is used.
         power_mode: a Jetson's, such as ``"MAXN"``.
         clocks_locked: whether clocks are fixed; None where nobody can tell.
-        governors: of the processors.
+        governors: of the processors and the GPU.
+        limits: clocks whose upper limit was set below what the hardware can, as phrases such as
+            ``"cpu0 at most 1510 of 1984 MHz"``; a power mode does that.
         engine_report: what the backend chose, such as its kind of memory and CUDA graphs.
         throttle_events: times that the hardware throttled during the run, by counter.
         telemetry: where readings came from, such as ``"sysfs"`` and ``"NVML"``.
@@ -93,6 +95,7 @@ class Machine(Settings):
     power_mode: str | None = None
     clocks_locked: bool | None = None
     governors: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     engine_report: dict[str, str] = Field(default_factory=dict)
     throttle_events: dict[str, int] = Field(default_factory=dict)
     telemetry: tuple[str, ...] = ()
