@@ -206,9 +206,8 @@ class Telemetry:
             }
             own = any(own_bytes is not None for _, own_bytes in self._readings)
             used = any(reading.device_bytes is not None for reading, _ in self._readings)
-        phrases = [
-            ", ".join(name for name, there in told.items() if there) or "no clocks, temperatures or power"
-        ]
+        there = ", ".join(name for name, is_there in told.items() if is_there)
+        phrases = [there] if there else []
         if self._energy.source is not None:
             phrases.append(f"energy: {self._energy.source}")
         if any(self._files.forbidden(path) for path in self._files.find("sys/class/powercap/*:0/energy_uj")):
