@@ -98,18 +98,7 @@ def read_settings(recipe: Path | None, given: dict[str, Any]) -> EvaluateRecipe:
     Raises:
         RecipeError: a key or value is wrong, or bundle or source is named nowhere.
     """
+    from edge_sdk.cli.stage import read_options
     from edge_sdk.evaluate.recipe import EvaluateRecipe
-    from edge_sdk.settings import load_recipe, parse_settings
 
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    if recipe is not None:
-        return load_recipe(recipe, EvaluateRecipe, **options)
-    missing = [name.upper() for name in ("bundle", "source") if options[name] is None]
-    if missing:
-        raise RecipeError(
-            f"{' and '.join(missing)}: expected on the command line or in a recipe.",
-            hint="Run: edge-sdk evaluate BUNDLE SOURCE, or: edge-sdk evaluate --recipe RECIPE.",
-        )
-    return parse_settings(
-        {k: v for k, v in options.items() if v is not None}, EvaluateRecipe, "edge-sdk evaluate"
-    )
+    return read_options(EvaluateRecipe, "evaluate", recipe, given, ("bundle", "source"))

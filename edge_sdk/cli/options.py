@@ -19,13 +19,13 @@ class Device(str, Enum):
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with every setting of this stage.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'edge-sdk export'.")]
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="Video file, folder of frames, camera:0, v4l2:///dev/video0, csi://0, rtsp://HOST/PATH, or "
-        "synthetic:SCENE?height=..&width=..&frames=..",
-    ),
+SOURCES = (
+    "Video file, folder of frames, camera:0, v4l2:///dev/video0, csi://0, rtsp://HOST/PATH, or "
+    "synthetic:SCENE?height=..&width=..&frames=.."
+)
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCES)]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", help="YAML file with every setting; options replace its values.")
 ]
 EngineName = Annotated[
     str | None,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_sdk.cli.options import (
-    BundlePath,
+    SOURCES,
     EngineName,
     JsonFlag,
     Limit,
+    RecipeOption,
     Serve,
     ServeToken,
-    Source,
     Threads,
     TrustedKeys,
 )
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edge_sdk.bundle import Bundle
     from edge_sdk.cli.progress import RichProgress
     from edge_sdk.cli.run_summary import RunSummary
+    from edge_sdk.runtime.recipe import RunRecipe
     from edge_sdk.runtime.runner import EdgeRunner
     from edge_sdk.serve import LiveServer
     from edge_sdk.video import VideoSink, VideoSource
@@ -47,14 +48,19 @@ _Results = Annotated[Path | None, typer.Option("--results", help="Write one JSON
 
 
 def run(
-    bundle: BundlePath,
-    source: Source,
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="Folder written by 'edge-sdk export'.")
+    ] = None,
+    source: Annotated[str | None, typer.Argument(metavar="SOURCE", help=SOURCES)] = None,
+    recipe: RecipeOption = None,
     out: _Out = None,
     interval: _Interval = None,
     schedule: _ScheduleFile = None,
     limit: Limit = None,
     threads: Threads = None,
-    backend: Annotated[str, typer.Option("--backend", help="Runtime that computes.")] = "onnxruntime",
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="Runtime that computes; onnxruntime unless given.")
+    ] = None,
     engine: EngineName = None,
     results: _Results = None,
     serve: Serve = None,
@@ -69,6 +75,8 @@ def run(
     'csi://0?width=1280&height=720&fps=30&flip=rotate-180', of rtsp a '#', such as 'rtsp://host/path#latency_ms=100'.
     Of files every frame is answered, of live sources the newest; one that stalls is opened again.
 
+    A run recipe, such as 'edge-sdk tune' writes, holds the settings of a run; options replace its values.
+
     Ctrl-C or SIGTERM ends a run on a live source as its normal end: what was written is kept.
     """
     from edge_sdk.cli.progress import RichProgress
@@ -76,17 +84,22 @@ def run(
     from edge_sdk.cli.schedules import schedule_from
     from edge_sdk.cli.serve import serve_settings, served
     from edge_sdk.runtime.runner import EdgeRunner
+    from edge_sdk.update import open_to_run
     from edge_sdk.video import exit_on_signals, open_source
 
     serving = serve_settings(serve, serve_token)
-    rule = schedule_from(interval, schedule)
-    opened = _opened(bundle, trust)
-    _check_output(out, results, _inputs(bundle, source, schedule))
-    with exit_on_signals(), open_source(source, limit=limit) as frames:
+    given = {
+        "bundle": bundle, "source": source, "backend": backend, "engine": engine, "threads": threads,
+        "schedule": schedule_from(interval, schedule), "trust": {"keys": trust} if trust else None,
+    }  # fmt: skip
+    settings, uri = read_run(recipe, given)
+    opened = open_to_run(settings.bundle, settings.trust)  # once: the runner has no need to check it again
+    _check_output(out, results, _inputs(settings.bundle, uri, schedule, recipe))
+    with exit_on_signals(), open_source(uri, limit=limit) as frames:
         check_size(opened, frames)
-        summary = RunSummary(bundle=bundle, source=frames.uri, output=out, results=results)
+        summary = RunSummary(bundle=settings.bundle, source=frames.uri, output=out, results=results)
         with (
-            EdgeRunner(opened, backend=backend, engine=engine, schedule=rule, threads=threads) as runner,
+            EdgeRunner(opened, **settings.options() | {"trust": None}) as runner,
             served(serving, runner, frames) as page,
             RichProgress() as progress,
         ):
@@ -103,12 +116,18 @@ def _report(summary: RunSummary, as_json: bool) -> None:
         show(*summary.renderables())
 
 
-def _opened(bundle: Path, keys: list[Path] | None) -> Bundle:
-    """The bundle to run, of a device folder that of its current slot."""
-    from edge_sdk.signing import Trust
-    from edge_sdk.update import open_to_run
+def read_run(recipe: Path | None, given: dict[str, Any]) -> tuple[RunRecipe, str]:
+    """The settings of a run and the URI of its frames: those of the recipe, with what was given in their place.
 
-    return open_to_run(bundle, Trust(keys=tuple(keys)) if keys else None)
+    Raises:
+        MissingFileError, FileFormatError: the recipe cannot be read.
+        RecipeError: a key or value is wrong, or bundle or source is named nowhere.
+    """
+    from edge_sdk.cli.stage import read_options
+    from edge_sdk.runtime.recipe import RunRecipe
+
+    settings = read_options(RunRecipe, "run", recipe, given, ("bundle", "source"))
+    return settings, str(settings.source)
 
 
 def check_size(bundle: Bundle, source: VideoSource) -> None:
@@ -213,12 +232,12 @@ def _check_output(out: str | None, results: Path | None, inputs: Inputs) -> None
         raise RecipeError("--out and --results: expected two files, got the same.", hint="Name another file.")
 
 
-def _inputs(bundle: Path, source: str, schedule: Path | None) -> Inputs:
+def _inputs(bundle: Path, source: str, schedule: Path | None, recipe: Path | None) -> Inputs:
     """Resolved places of what is read; a camera or a synthetic scene has none."""
     from edge_sdk.video.uri import parse_source_uri
 
     parsed = parse_source_uri(source)
-    places = {"bundle": bundle, "schedule": schedule}
+    places = {"bundle": bundle, "schedule": schedule, "recipe": recipe}
     if parsed.scheme == "path":
         places["source"] = Path(parsed.target)
     return {name: place.resolve() for name, place in places.items() if place is not None}

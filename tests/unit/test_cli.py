@@ -54,7 +54,7 @@ def test_version():
     ("args", "message"),
     [
         (["run", "b", "s", "--fps", "3"], "No such option"),
-        (["run", "b"], "Missing argument"),
+        (["run", "b"], "SOURCE: expected on the command line or in a recipe"),
         (["bench"], "No such command"),
         (["run", "b", "s", "--interval", "0"], "--interval"),
         (["train", "r.yaml", "--device", "tpu"], "--device"),
