@@ -11,12 +11,14 @@ from itertools import combinations
 from pathlib import Path
 
 from edge_sdk.bundle import Bundle, write_bundle
-from edge_sdk.update import Device, InstallSettings, TrialSettings
+from edge_sdk.update import Device, InstallSettings, TrialSettings, install
 from edge_sdk.update.disk import Disk
 from edge_sdk.update.probe import ProbeReport, ProbeSettings
 from tests.graphs import residual
 
 TRIAL = TrialSettings(healthy_s=10, healthy_frames=5, max_errors=2, max_starts=2)
+
+OLD, NEW, NEWER = "old", "new", "newer"
 
 
 def write_version(folder: Path, version: str) -> Bundle:
@@ -24,6 +26,20 @@ def write_version(folder: Path, version: str) -> Bundle:
     pair = residual()
     manifest = pair.manifest().model_copy(update={"name": version})
     return write_bundle(folder, manifest, {**pair.files(), "notes/version.txt": version.encode()})
+
+
+def write_versions(folder: Path) -> Path:
+    """A folder with a bundle of each version."""
+    for name in (OLD, NEW, NEWER):
+        write_version(folder / name, name)
+    return folder
+
+
+def installed(bundles: Path, device: Path, *versions: str) -> Path:
+    """A device on which these versions were installed one after the other."""
+    for name in versions:
+        install(settings(bundles / name, device))
+    return device
 
 
 def settings(bundle: Path, device: Path, **values: object) -> InstallSettings:

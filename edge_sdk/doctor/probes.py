@@ -61,7 +61,10 @@ def opencv() -> Answer:
     image = (np.indices((16, 24)).sum(0)[:, :, None] * np.array([1, 2, 3])).astype(np.uint8)
     written, png = cv2.imencode(".png", image)
     same = bool(written) and bool((cv2.imdecode(png, cv2.IMREAD_COLOR) == image).all())
-    gstreamer = any("GStreamer" in line and "YES" in line for line in cv2.getBuildInformation().splitlines())
+    # Not before NumPy and OpenCV are known to load, which it needs.
+    from edge_sdk.video.gstreamer import has_gstreamer
+
+    gstreamer = has_gstreamer(cv2)
     folder = os.path.dirname(cv2.__file__ or "")
     found = f"{cv2.__version__}, GStreamer {'yes' if gstreamer else 'no'}, at {folder}"
     wheels = sorted(

@@ -35,31 +35,36 @@ from edge_sdk.update import (
 )
 from edge_sdk.update.journal import JOURNAL
 from tests.graphs import random_images
-from tests.update_world import TRIAL, in_child, kill, running, settings, state, write_version
-
-OLD, NEW, NEWER = "old", "new", "newer"
+from tests.update_world import (
+    NEW,
+    NEWER,
+    OLD,
+    TRIAL,
+    in_child,
+    installed,
+    kill,
+    running,
+    settings,
+    state,
+    write_versions,
+)
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    for name in (OLD, NEW, NEWER):
-        write_version(folder / name, name)
-    return folder
+    return write_versions(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture
 def device(bundles: Path, tmp_path: Path) -> Path:
     """A device that runs the old bundle."""
-    install(settings(bundles / OLD, tmp_path / "device"))
-    return tmp_path / "device"
+    return installed(bundles, tmp_path / "device", OLD)
 
 
 @pytest.fixture
 def trial(bundles: Path, device: Path) -> Path:
     """A device with the new bundle on trial."""
-    install(settings(bundles / NEW, device))
-    return device
+    return installed(bundles, device, NEW)
 
 
 # The way of an update

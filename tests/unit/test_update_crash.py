@@ -18,25 +18,24 @@ from edge_sdk.update.journal import JOURNAL, Journal, read_journal
 from edge_sdk.update.probe import ProbeSettings
 from tests.graphs import random_images
 from tests.update_world import (
+    NEW,
+    NEWER,
+    OLD,
     KilledHalfWay,
     PowerCutDisk,
     WatchedDisk,
     in_child,
     passing,
     settings,
-    write_version,
+    write_versions,
 )
 
-OLD, NEW, NEWER = "old", "new", "newer"
 Operation = Callable[[Path, Disk], object]
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    for name in (OLD, NEW, NEWER):
-        write_version(folder / name, name)
-    return folder
+    return write_versions(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")

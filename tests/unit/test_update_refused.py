@@ -33,31 +33,35 @@ from edge_sdk.update import (
 from edge_sdk.update.journal import TrialSettings
 from edge_sdk.update.lock import locked
 from edge_sdk.update.probe import ProbeReport
-from tests.update_world import passing, running, settings, state, write_version
-
-OLD, NEW, NEWER = "old", "new", "newer"
+from tests.update_world import (
+    NEW,
+    NEWER,
+    OLD,
+    installed,
+    passing,
+    running,
+    settings,
+    state,
+    write_version,
+    write_versions,
+)
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    for name in (OLD, NEW, NEWER):
-        write_version(folder / name, name)
-    return folder
+    return write_versions(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture
 def device(bundles: Path, tmp_path: Path) -> Path:
     """A device that runs the old bundle."""
-    install(settings(bundles / OLD, tmp_path / "device"))
-    return tmp_path / "device"
+    return installed(bundles, tmp_path / "device", OLD)
 
 
 @pytest.fixture
 def trial(bundles: Path, device: Path) -> Path:
     """A device with the new bundle on trial."""
-    install(settings(bundles / NEW, device))
-    return device
+    return installed(bundles, device, NEW)
 
 
 # What is refused

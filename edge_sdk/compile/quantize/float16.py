@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from edge_sdk.build.recipe import Float16Settings
-from edge_sdk.compile.quantize.nodes import drop_unused, matches, name_nodes, replace_input, sort_nodes
+from edge_sdk.compile.quantize.nodes import drop_unused, matches, named_copy, replace_input, sort_nodes
 from edge_sdk.compile.quantize.ranges import Ranges, largest_magnitude
-from edge_sdk.compile.quantize.state import keep_channels_last, permutation_for
+from edge_sdk.compile.quantize.state import TypedPair, keep_channels_last, permutation_for
 from edge_sdk.errors import EngineError
 from edge_sdk.manifest import StateForm, state_input, state_output
 from edge_sdk.optional import require
@@ -21,27 +20,12 @@ from edge_sdk.optional import require
 _MOST = float(np.finfo(np.float16).max)
 
 
-@dataclass(frozen=True)
-class Float16Pair:
-    """Step graphs in float16.
-
-    Attributes:
-        graphs: by step.
-        forms: of the state tensors whose layout differs from the float32 pair's.
-        kept: nodes that stay in float32, by step, with the reason.
-    """
-
-    graphs: dict[str, onnx.ModelProto]
-    forms: dict[str, StateForm]
-    kept: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
 def halve_pair(
     graphs: Mapping[str, onnx.ModelProto],
     ranges: Mapping[str, Ranges],
     state: Mapping[str, tuple[int, ...]],
     settings: Float16Settings,
-) -> Float16Pair:
+) -> TypedPair:
     """Convert the float32 step graphs of a pair, state included.
 
     Args:
@@ -64,15 +48,13 @@ def halve_pair(
     done: dict[str, onnx.ModelProto] = {}
     kept: dict[str, dict[str, str]] = {}
     for step, graph in graphs.items():
-        model = onnx.ModelProto()
-        model.CopyFrom(graph)
-        name_nodes(model)
+        model = named_copy(graph)
         kept[step] = overflowing(model, ranges[step], settings)
         keep_channels_last(model, list(state), settings.state_layout)
         done[step] = to_float16(model, list(kept[step]))
     permuted = {name: permutation_for(settings.state_layout, shape) for name, shape in state.items()}
     forms = {name: StateForm(permutation=axes) for name, axes in permuted.items() if axes}
-    return Float16Pair(done, forms, kept)
+    return TypedPair(done, forms, kept)
 
 
 def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:

@@ -13,7 +13,6 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ import onnx
 
 from edge_sdk.build.recipe import Int8Settings
 from edge_sdk.compile.quantize.frame import CENTRED, fold_frame, range_of_bytes, read_bytes
-from edge_sdk.compile.quantize.nodes import Wiring, drop_unused, layer_of, matches, name_nodes
+from edge_sdk.compile.quantize.nodes import Wiring, drop_unused, layer_of, matches, name_nodes, named_copy
 from edge_sdk.compile.quantize.ranges import Ranges, save_as_cache
 from edge_sdk.compile.quantize.state import (
+    TypedPair,
     form_of,
     keep_channels_last,
     permutation_for,
@@ -40,21 +40,6 @@ _CPU_OPS = (*_CONVOLUTIONS, "Add", "Relu", "MatMul", "AveragePool", "GlobalAvera
 _TENSORRT_OPS = (*_CONVOLUTIONS, "Add")
 
 
-@dataclass(frozen=True)
-class Int8Pair:
-    """Quantised step graphs.
-
-    Attributes:
-        graphs: by step.
-        forms: of the state tensors that are kept as bytes.
-        kept: layers that stay in higher precision, by step, with the reason.
-    """
-
-    graphs: dict[str, onnx.ModelProto]
-    forms: dict[str, StateForm]
-    kept: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
 def quantize_pair(
     graphs: Mapping[str, onnx.ModelProto],
     ranges: Mapping[str, Ranges],
@@ -62,7 +47,7 @@ def quantize_pair(
     settings: Int8Settings,
     backend: str,
     only: Collection[str] | None = None,
-) -> Int8Pair:
+) -> TypedPair:
     """Quantise the float32 step graphs of a pair.
 
     Args:
@@ -79,9 +64,7 @@ def quantize_pair(
     kept: dict[str, dict[str, str]] = {}
     done: dict[str, onnx.ModelProto] = {}
     for step, graph in graphs.items():
-        model = onnx.ModelProto()
-        model.CopyFrom(graph)
-        name_nodes(model)
+        model = named_copy(graph)
         known = dict(ranges[step])
         if only is None:
             keep_channels_last(model, list(state), settings.state_layout)
@@ -92,22 +75,30 @@ def quantize_pair(
             known[CENTRED] = range_of_bytes(folded)
         kept[step] = _kept(model, settings, only)
         done[step] = _quantize(model, known, kept[step], backend, step)
-    if only is not None:
-        return Int8Pair(done, {}, kept)
+    forms = {} if only is not None else _quantize_state(done, ranges, state, settings, backend)
+    return TypedPair(done, forms, kept)
+
+
+def _quantize_state(
+    graphs: Mapping[str, onnx.ModelProto],
+    ranges: Mapping[str, Ranges],
+    state: Mapping[str, tuple[int, ...]],
+    settings: Int8Settings,
+    backend: str,
+) -> dict[str, StateForm]:
+    """Let quantised graphs pass their state as bytes, in place; the forms of its tensors."""
     # The delta step says how it reads each tensor; every step writes it that way.
     dtype = "uint8" if backend == "onnxruntime" else "int8"
-    found = quantize_inputs(done["delta"], ranges["delta"], list(state), dtype) if "delta" in done else {}
-    forms = {
-        name: form_of(scale, zero, permutation_for(settings.state_layout, state[name]))
-        for name, (scale, zero) in found.items()
-    }
-    for step, model in done.items():
+    found = quantize_inputs(graphs["delta"], ranges["delta"], list(state), dtype) if "delta" in graphs else {}
+    for model in graphs.values():
         quantize_outputs(model, found)
         if backend == "onnxruntime":
             read_bytes(model)
         onnx.checker.check_model(model, full_check=True)
-        done[step] = model
-    return Int8Pair(done, forms, kept)
+    return {
+        name: form_of(scale, zero, permutation_for(settings.state_layout, state[name]))
+        for name, (scale, zero) in found.items()
+    }
 
 
 def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -31,25 +31,31 @@ class Wiring:
 
     def reaches(self, targets: Iterable[NodeProto]) -> set[str]:
         """Names of the nodes that some target's result depends on, the targets included."""
-        found: set[str] = set()
-        waiting = list(targets)
-        while waiting:
-            node = waiting.pop()
-            if node.name not in found:
-                found.add(node.name)
-                waiting += [self.makers[name] for name in node.input if name in self.makers]
-        return found
+        return _walk(targets, lambda node: [self.makers[name] for name in node.input if name in self.makers])
 
     def reached_from(self, starts: Iterable[NodeProto]) -> set[str]:
         """Names of the nodes whose result depends on some start, the starts included."""
-        found: set[str] = set()
-        waiting = list(starts)
-        while waiting:
-            node = waiting.pop()
-            if node.name not in found:
-                found.add(node.name)
-                waiting += [reader for name in node.output for reader in self.readers.get(name, ())]
-        return found
+        return _walk(starts, lambda node: [one for name in node.output for one in self.readers.get(name, ())])
+
+
+def _walk(starts: Iterable[NodeProto], onward: Callable[[NodeProto], list[NodeProto]]) -> set[str]:
+    """Names of the nodes that are reached, the first ones included."""
+    found: set[str] = set()
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found.add(node.name)
+            waiting += onward(node)
+    return found
+
+
+def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` whose every node has a name of its own."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    name_nodes(copy)
+    return copy
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ around them. So state inputs and outputs become bytes that lie as the engine's k
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -27,6 +28,21 @@ from edge_sdk.manifest import StateForm, state_input, state_output
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = [0, 3, 1, 2]
 _KEYS = ("scale", "zero_point")
+
+
+@dataclass(frozen=True)
+class TypedPair:
+    """Step graphs of a pair in a lower precision.
+
+    Attributes:
+        graphs: by step.
+        forms: of the state tensors whose type or layout differs from the float32 pair's.
+        kept: layers (INT8) or nodes (float16) that stay in higher precision, by step, with the reason.
+    """
+
+    graphs: dict[str, onnx.ModelProto]
+    forms: dict[str, StateForm]
+    kept: dict[str, dict[str, str]]
 
 
 def permutation_for(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
