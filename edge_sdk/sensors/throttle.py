@@ -33,7 +33,8 @@ class Throttles:
         ]
         self._cores = [folder / _CORE for folder in folders]
         self._packages = [folder / _PACKAGE for folder in folders]
-        # Over-current and under-voltage alarms of a Jetson, each of which makes the hardware slow down.
+        # Alarms of a Jetson, each of which makes the hardware slow down: on Orin oc1 is too low a voltage, oc2 too high
+        # a mean current, oc3 a peak of current.
         self._alarms = files.find("sys/class/hwmon/hwmon*/oc[0-9]_event_cnt")
         self._cooling = [
             (kind, folder / "cur_state")
@@ -56,13 +57,16 @@ class Throttles:
         for path in self._alarms:
             value = self._files.number(path)
             if value is not None:
-                name = f"over-current alarm {path.name.split('_')[0]}"
+                name = f"power alarm {path.name.split('_')[0]}"
                 counts[name] = counts.get(name, 0) + value
         return counts
 
-    def now(self) -> tuple[str, ...]:
-        """What throttles, or has since the last call, as phrases such as ``"gpu-throttle-alert: state 1"``."""
-        counts = self.counts()
+    def now(self, counts: dict[str, int]) -> tuple[str, ...]:
+        """What throttles, or has since the last call, as phrases such as ``"gpu-throttle-alert: state 1"``.
+
+        Args:
+            counts: as they are now.
+        """
         before, self._before = self._before, counts
         phrases = [
             f"{name}: {count} {'event' if count == 1 else 'events'}"

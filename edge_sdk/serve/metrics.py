@@ -105,6 +105,30 @@ def _sensors(seen: Seen) -> Iterator[str]:
         "Power drawn, by rail or package.",
         [({"rail": rail}, value) for rail, value in seen.sensors.power_w.items()],
     )
+    yield from _metric(
+        "clock_hertz",
+        "gauge",
+        "Clock, by processor or unit.",
+        [({"clock": clock}, value * 1e6) for clock, value in seen.sensors.clock_mhz.items()],
+    )
+    yield from _metric(
+        "fan_rpm",
+        "gauge",
+        "Turns of a fan a minute.",
+        [({"fan": fan}, value) for fan, value in seen.sensors.fan_rpm.items()],
+    )
+    yield from _metric(
+        "throttled",
+        "gauge",
+        "1 while heat or power holds a clock down.",
+        [({}, int(bool(seen.sensors.throttled)))],
+    )
+    yield from _metric(
+        "throttle_events_total",
+        "counter",
+        "Times that the hardware throttled since the machine was started, by counter.",
+        [({"counter": name}, count) for name, count in seen.sensors.throttle_counts.items()],
+    )
 
 
 def _metric(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:

@@ -33,6 +33,9 @@ def state_of(seen: Seen, after: int) -> dict[str, Any]:
         "errors": errors_of(seen),
         "temperature_c": seen.sensors.temperature_c,
         "power_w": seen.sensors.power_w,
+        "clock_mhz": seen.sensors.clock_mhz,
+        "fan_rpm": seen.sensors.fan_rpm,
+        "throttled": seen.sensors.throttled,
         "last_frame_s": seen.last_frame_s,
         "running_s": seen.running_s,
         # index, seq, kind, latency, state age: lists, because there may be many

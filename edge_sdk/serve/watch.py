@@ -46,7 +46,7 @@ class Seen:
         source: the source's own counts by name (``received``, ``dropped`` and so on); None where it keeps none.
         submitted: what became of frames given to ``submit``; None for a runner without a thread of its own.
         keyframe_failures: background keyframes that failed.
-        sensors: temperatures and power.
+        sensors: temperatures, power, clocks and what holds them down.
         last_frame_s: seconds since the last answer; None before the first.
         running_s: seconds since the start.
     """

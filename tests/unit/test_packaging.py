@@ -73,7 +73,7 @@ def test_the_metadata_is_read_from_setup_py(metadata):
     assert metadata["Version"] == edge_sdk.__version__
     assert set(metadata["Requires-Python"].replace(" ", "").split(",")) == {">=3.10", "<3.13"}
     assert set(metadata.get_all("Provides-Extra")) == {
-        "desktop", "desktop-gpu", "jetson", "workstation", "signing", "dev",
+        "desktop", "desktop-gpu", "bench", "jetson", "workstation", "signing", "dev",
     }  # fmt: skip
 
 
