@@ -146,7 +146,8 @@ def check(document: BenchDocument, budget: Budget) -> tuple[Breach, ...]:
     """
     from edge_sdk.bench.judge import breaches, judge
 
-    return breaches(document, judge(document, budget))
+    figures = document.figures
+    return breaches(document, figures, judge(document, figures, budget))
 
 
 def check_recipe(recipe: BenchRecipe, budget: Budget) -> None:

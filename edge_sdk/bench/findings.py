@@ -81,9 +81,9 @@ class Finding(Settings):
         factor, decimals, _ = next(form for end, form in _UNITS.items() if self.budget.endswith(end))
         ends = [end for end in (self.figure.low, self.figure.high) if end is not None]
         values = [value * factor for value in (self.figure.value, self.limit, *ends)]
-        if decimals and 0 < values[0] < 1:
+        if self.budget.endswith("_ms") and 0 < values[0] < 1:
             decimals += min(4, -math.floor(math.log10(values[0])))
-        while self.broken and decimals < 9 and f"{values[0]:.{decimals}f}" == f"{values[1]:.{decimals}f}":
+        while self.broken and decimals < 12 and f"{values[0]:.{decimals}f}" == f"{values[1]:.{decimals}f}":
             decimals += 1
         return [f"{value:.{decimals}f}" for value in values]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from edge_sdk.bench.figures import ALL, Distribution, Estimate, Figures, RowFigu
 from edge_sdk.bench.findings import Breach, Finding
 from edge_sdk.bench.intervals import positive
 from edge_sdk.bench.pooled import Pooled
-from edge_sdk.bench.samples import Mode
+from edge_sdk.bench.samples import KINDS, Block, FrameColumns, Mode
+from edge_sdk.bench.surroundings import worst_frames
 from edge_sdk.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -36,13 +37,17 @@ _ACCURACY = {"min_miou": "labels", "min_agreement": "agreement"}
 _BASELINES = ("teacher", "copy", "flow", "rival")
 
 
-def judge(document: BenchDocument, budget: Budget) -> tuple[Finding, ...]:
+def judge(document: BenchDocument, figures: Figures, budget: Budget) -> tuple[Finding, ...]:
     """Every figure that ``budget`` limits, in its order.
+
+    Args:
+        document: the run.
+        figures: its figures, which take a while to compute.
+        budget: the limits.
 
     Raises:
         RecipeError: the run has no such figure, or no such row to compare with.
     """
-    figures = document.figures
     found = []
     for name, limit in budget.limits().items():
         if name in _LATENCIES:
@@ -57,20 +62,38 @@ def judge(document: BenchDocument, budget: Budget) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def breaches(document: BenchDocument, findings: tuple[Finding, ...]) -> tuple[Breach, ...]:
+def breaches(document: BenchDocument, figures: Figures, findings: tuple[Finding, ...]) -> tuple[Breach, ...]:
     """The verdict where it is ``invalid``, and those findings that are broken."""
-    worst = document.figures.worst
-    verdict = document.verdict
+    worst, verdict = figures.worst, document.verdict
     found = []
     if verdict.grade == "invalid":
         reason = "the run is invalid, " + "; ".join(verdict.reasons)
-        found.append(Breach(budget="verdict", reason=reason, worst=_worst(worst, None, None)))
+        found.append(Breach(budget="verdict", reason=reason, worst=next(iter(worst), None)))
     for finding in findings:
         if finding.broken:
-            kind = _LATENCIES.get(finding.budget, (ALL, ""))[0]
-            frame = _worst(worst, finding.mode, None if kind == ALL else kind)
+            frame = _slowest(document, finding, worst)
             found.append(Breach(budget=finding.budget, finding=finding, worst=frame))
     return tuple(found)
+
+
+def _slowest(document: BenchDocument, finding: Finding, worst: tuple[WorstFrame, ...]) -> WorstFrame | None:
+    """The slowest frame of the pace and, where the budget is of one kind, the kind that a finding is about."""
+    kind, _ = _LATENCIES.get(finding.budget, (ALL, ""))
+    if kind == ALL or finding.mode is None:
+        return min(worst, key=lambda frame: frame.mode != finding.mode, default=None)  # slowest first
+    blocks = [block for block in document.blocks if (block.row, block.mode) == (SUBJECT, finding.mode)]
+    pool = Pooled.of(_of_kind(block, kind) for block in blocks)
+    readings = sorted(document.readings, key=lambda reading: reading.at_ms)
+    return next(iter(worst_frames({finding.mode: pool}, readings)), None)
+
+
+def _of_kind(block: Block, kind: str) -> Block:
+    """A block with its frames of one kind alone."""
+    places = [place for place, letter in enumerate(block.frames.kinds) if KINDS[letter] == kind]
+    columns = {name: getattr(block.frames, name) for name in FrameColumns.model_fields}
+    kept: dict[str, Any] = {name: [column[i] for i in places] for name, column in columns.items() if column}
+    frames = FrameColumns.model_validate({**kept, "kinds": "".join(kept.get("kinds", ""))})
+    return block.model_copy(update={"frames": frames})
 
 
 def refuse_early(recipe: BenchRecipe, budget: Budget) -> None:
@@ -89,13 +112,6 @@ def refuse_early(recipe: BenchRecipe, budget: Budget) -> None:
 
 def _missing(budget: str, why: str, hint: str) -> RecipeError:
     return RecipeError(f"budget {budget}: {why}.", hint=hint)
-
-
-def _worst(frames: tuple[WorstFrame, ...], mode: Mode | None, kind: str | None) -> WorstFrame | None:
-    def distance(frame: WorstFrame) -> int:
-        return 2 * (mode is not None and frame.mode != mode) + (kind is not None and frame.kind != kind)
-
-    return min(frames, key=distance, default=None)  # the first of the nearest: they come slowest first
 
 
 def _latency(document: BenchDocument, figures: Figures, name: str, limit: float | Relative) -> Finding:
@@ -223,7 +239,7 @@ def _plain(figures: Figures, name: str) -> tuple[Estimate, Mode | None]:
         return figures.cost[ALL].own_ms, "saturated"
     kind = _MEMORY[name]
     if kind not in figures.memory:
-        where = "memory of this process" if kind == "process" else "a GPU's memory"
+        where = "memory of this process" if kind == "process" else "memory of a GPU"
         hint = "It is read from Linux's /proc." if kind == "process" else "It is read from NVIDIA's driver."
         raise _missing(name, f"no {where} could be read", hint)
     memory = figures.memory[kind]

@@ -16,8 +16,10 @@ import pytest
 if TYPE_CHECKING:
     from edge_sdk.bench.budget import Budget
     from edge_sdk.bench.document import BenchDocument
+    from edge_sdk.bench.figures import Figures
     from edge_sdk.bench.findings import Breach, Finding
     from edge_sdk.bench.recipe import BenchRecipe
+    from edge_sdk.bench.verdict import Verdict
     from edge_sdk.runtime.engine import Backend
 
 _FIXTURE = "edge_bench"
@@ -250,13 +252,14 @@ class EdgeBench:
         from edge_sdk.bench.judge import breaches, judge
 
         __tracebackhide__ = True
-        self._item.add_report_section("call", _FIXTURE, _details(document))
-        verdict = document.verdict
+        figures, verdict = document.figures, document.verdict
+        self._item.add_report_section("call", _FIXTURE, _details(document, figures, verdict))
         if verdict.grade == "doubtful":
             self._item.warn(BenchWarning(f"{_FIXTURE}: doubtful: {'; '.join(verdict.reasons)}"))
-        findings = judge(document, budget)
-        broken = breaches(document, findings)
-        self._item.user_properties.append((_FIXTURE, _headline(document, findings, broken)))
+        findings = judge(document, figures, budget)
+        broken = breaches(document, figures, findings)
+        headline = _headline(document, figures, findings, broken)
+        self._item.user_properties.append((_FIXTURE, f"{headline}; {verdict.grade}"))
         if broken:
             pytest.fail("\n".join(breach.line() for breach in broken), pytrace=False)
         return document
@@ -269,10 +272,12 @@ def _stamps(bundle: Path | None) -> tuple[tuple[str, int], ...]:
     return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in bundle.rglob("*.json")))
 
 
-def _headline(document: BenchDocument, findings: tuple[Finding, ...], broken: tuple[Breach, ...]) -> str:
+def _headline(
+    document: BenchDocument, figures: Figures, findings: tuple[Finding, ...], broken: tuple[Breach, ...]
+) -> str:
+    """Latency, misses and how many budgets held, in one line."""
     from edge_sdk.bench.document import SUBJECT
 
-    figures = document.figures
     row = figures.row(SUBJECT, "camera") or figures.row(SUBJECT, "saturated")
     parts = []
     if row is not None and (found := row.latency()) is not None:
@@ -284,12 +289,12 @@ def _headline(document: BenchDocument, findings: tuple[Finding, ...], broken: tu
     close = [finding.budget for finding in findings if finding.uncertain and not finding.broken]
     budgets = f"{len(findings)} budgets held" if not broken else f"{len(broken)} broken"
     parts.append(f"{budgets} ({', '.join(close)} within its interval)" if close else budgets)
-    return "; ".join((*parts, document.verdict.grade))
+    return "; ".join(parts)
 
 
-def _details(document: BenchDocument) -> str:
+def _details(document: BenchDocument, figures: Figures, verdict: Verdict) -> str:
     """What a failing test shows: verdict, machine, and the slowest frames with their conditions."""
-    verdict, here = document.verdict, document.conditions
+    here = document.conditions
     machine = (here.machine, here.cpu, document.machine.accelerator, document.machine.power_mode)
     lines = [
         f"verdict: {verdict.grade}",
@@ -297,6 +302,6 @@ def _details(document: BenchDocument) -> str:
         "machine: " + ", ".join(filter(None, machine)),
     ]
     for mode, pace in (("camera", "at camera pace"), ("saturated", "saturated")):
-        worst = [frame.line() for frame in document.figures.worst if frame.mode == mode][:_WORST]
+        worst = [frame.line() for frame in figures.worst if frame.mode == mode][:_WORST]
         lines += [f"slowest frames {pace}:", *(f"  {line}" for line in worst)] if worst else []
     return "\n".join(lines)
