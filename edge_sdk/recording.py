@@ -17,7 +17,7 @@ import numpy as np
 from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.errors import BundleError
 from edge_sdk.manifest import StepName
-from edge_sdk.runtime.engine import Backend, BoundStep, Buffer, Engine, EngineOptions, Lane
+from edge_sdk.runtime.engine import Backend, BoundStep, Buffer, DeviceTimes, Engine, EngineOptions, Lane
 from edge_sdk.tensors import TensorSpec
 
 
@@ -141,6 +141,10 @@ class _Step:
         self._reads, self._writes = reads, writes
         self._started = False
         backend.bound(writes)
+
+    @property
+    def device_times(self) -> DeviceTimes | None:
+        return self._inner.device_times
 
     def run(self) -> None:
         self.start()

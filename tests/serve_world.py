@@ -26,7 +26,7 @@ TASK = task_from_spec(TaskSpec(classes=("dull", "blue")))
 
 
 def answer(seq=0, ms=10.0, kind=StepKind.DELTA, age=1, at_s=100.0, captured_s=99.95):
-    times = StageTimes(copy_in_ms=0.1, step_ms=ms - 0.2, decode_ms=0.1, total_ms=ms)
+    times = StageTimes(copy_in_ms=0.1, step_ms=ms - 0.2, copy_out_ms=0.0, decode_ms=0.1, total_ms=ms)
     mask = np.zeros((48, 64), np.uint8)
     return Result(Segmentation(mask), kind, seq, captured_s, at_s, age, times, TASK)
 

@@ -30,7 +30,7 @@ from edge_sdk.conditions import Conditions
 from edge_sdk.errors import EngineError
 from edge_sdk.files import write_text
 from edge_sdk.runtime.background import BackgroundKeyframes
-from edge_sdk.runtime.engine import BoundStep, Buffer, EngineOptions, Lane
+from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, EngineOptions, Lane
 from edge_sdk.runtime.onnxruntime import OrtBackend, OrtEngine
 from edge_sdk.runtime.result import Result, StepKind
 from edge_sdk.runtime.runner import EdgeRunner
@@ -70,6 +70,10 @@ class FailingBackend(OrtBackend):
 class FailingStep:
     inner: BoundStep
     backend: FailingBackend
+
+    @property
+    def device_times(self) -> DeviceTimes | None:
+        return self.inner.device_times
 
     def run(self) -> None:
         self.start()

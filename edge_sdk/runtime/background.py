@@ -65,6 +65,16 @@ class BackgroundKeyframe:
         else:
             self._bank, self._wanted = bank, True
 
+    def wait(self) -> None:
+        """Wait for what is running; it is there for :meth:`collect` then."""
+        if self._bank is None:
+            return
+        try:
+            self._steps[self._bank].wait()
+        except EdgeSdkError as error:
+            self._bank = None
+            self._fail(error)
+
     def collect(self) -> tuple[int, int] | None:
         """Bank and frame of a keyframe that has finished since the last call and is still wanted.
 

@@ -7,6 +7,7 @@ one stream is in buffers, and a bound step is an engine tied to one choice of bu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,8 +63,28 @@ class Lane(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceTimes:
+    """What one run took on the device by the device's own clock, in milliseconds.
+
+    Args:
+        upload_ms: inputs from the host; 0 where they are not copied.
+        compute_ms: the work.
+        download_ms: outputs to the host; 0 where they are not copied.
+    """
+
+    upload_ms: float
+    compute_ms: float
+    download_ms: float
+
+
 class BoundStep(Protocol):
     """An engine tied to buffers and a lane."""
+
+    @property
+    def device_times(self) -> DeviceTimes | None:
+        """Times of the last run that was waited for; None before the first, and where the host computes."""
+        ...
 
     def run(self) -> None:
         """Run to completion: :meth:`start`, then :meth:`wait`.

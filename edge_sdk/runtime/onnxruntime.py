@@ -162,6 +162,11 @@ class OrtStep:
         self._lane = lane
         self._pending: Future[None] | None = None
 
+    @property
+    def device_times(self) -> None:
+        """The host computes."""
+        return None
+
     def run(self) -> None:
         """Run to completion.
 

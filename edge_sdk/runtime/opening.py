@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError, RecipeError
@@ -34,6 +36,26 @@ def checked_schedule(bundle: Bundle, schedule: ScheduleSettings | None) -> Sched
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class StartTimes:
+    """What it took to open a runner, in milliseconds.
+
+    Args:
+        check_ms: the bundle's manifest, files and checksums; 0 where an opened bundle was given.
+        load_ms: engines loaded.
+        bind_ms: buffers allocated, and steps bound to them.
+        first_ms: first run of each step, cold: by ``"keyframe"``, ``"delta"`` where it is loaded, and
+            ``"background keyframe"`` where keyframes run beside the frames.
+        second_ms: second run of each.
+    """
+
+    check_ms: float
+    load_ms: float
+    bind_ms: float
+    first_ms: Mapping[str, float]
+    second_ms: Mapping[str, float]
+
+
 class Opening:
     """Engines loaded once, and a stream a schedule, each with buffers and state of its own.
 
@@ -44,6 +66,9 @@ class Opening:
         engine: which engines.
         schedules: one a stream.
         background: keyframes beside the frames; each stream then has a lane of its own.
+
+    Attributes:
+        load_ms: time for the engines, in milliseconds.
     """
 
     def __init__(
@@ -56,12 +81,14 @@ class Opening:
         background: BackgroundKeyframes | None,
     ) -> None:
         foreground, beside = _shares(options, background, own_cores=not backend.owns_thread)
+        began_s = time.perf_counter()
         with ExitStack() as opened:
             engines = StepEngines.load(
                 bundle, backend, foreground, engine=engine, background=beside,
                 with_delta=any(schedule.uses_delta for schedule in schedules),
             )  # fmt: skip
             opened.callback(engines.close)
+            self.load_ms = (time.perf_counter() - began_s) * 1e3
             self.streams: list[Stream] = []
             for schedule in schedules:
                 lane = None

@@ -27,16 +27,35 @@ class StageTimes:
     """Wall-clock time of each stage, in milliseconds; a stage that was not run is 0.
 
     Args:
-        copy_in_ms: frame into the graph's input buffer.
-        step_ms: the graph itself, as the backend runs it.
+        copy_in_ms: frame into the graph's input buffer, and on a GPU from there to the device.
+        step_ms: the graph itself, as the backend runs it, launching and waiting included.
+        copy_out_ms: outputs from the device to the host; 0 where the host computes.
         decode_ms: outputs to a prediction.
-        total_ms: call to result, including the checks and the schedule's decision.
+        total_ms: call to result, including the checks and the schedule's decision; at least the sum of the stages.
+        gpu_ms: the GPU's own time for the graph, part of ``step_ms``; None where no step was run on a GPU.
     """
 
     copy_in_ms: float
     step_ms: float
+    copy_out_ms: float
     decode_ms: float
     total_ms: float
+    gpu_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BareTime:
+    """One run of a step with nothing around it.
+
+    Args:
+        kind: keyframe or delta.
+        wall_ms: start to end of the run in milliseconds, a GPU's copies included.
+        gpu_ms: the GPU's own time for the graph; None where the host computes.
+    """
+
+    kind: StepKind
+    wall_ms: float
+    gpu_ms: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

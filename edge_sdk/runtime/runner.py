@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -13,9 +14,9 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError, ClosedError, RecipeError
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend, EngineOptions, backend_named
-from edge_sdk.runtime.opening import Opening, checked_schedule
+from edge_sdk.runtime.opening import Opening, StartTimes, checked_schedule
 from edge_sdk.runtime.recipe import RunRecipe
-from edge_sdk.runtime.result import Result
+from edge_sdk.runtime.result import BareTime, Result, StepKind
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.runtime.stream import Stream
 from edge_sdk.runtime.worker import Worker, WorkerCounts
@@ -77,7 +78,9 @@ class EdgeRunner:
     ) -> None:
         self._options = parse_settings({"threads": threads}, EngineOptions, "EdgeRunner")
         self._backend = backend_named(backend) if isinstance(backend, str) else backend
+        began_s = time.perf_counter()
         self.bundle = open_to_run(bundle, trust)
+        self._check_ms = 0.0 if self.bundle is bundle else (time.perf_counter() - began_s) * 1e3
         self.engine = self.bundle.engine_for(self._backend.name, engine)
         self.schedule = checked_schedule(self.bundle, schedule)
         self.background = background
@@ -252,6 +255,42 @@ class EdgeRunner:
         """
         self._on_thread(self._opened().reset)
 
+    def time_bare(self, kinds: Sequence[StepKind]) -> list[BareTime]:
+        """Run the bound steps alone, one after another on the runner's own buffers: what a bare engine would take.
+
+        For measurements, beside calls with frames: nothing is copied in or decoded. Each run reads the frame that was
+        given last; outputs and state are what such runs leave, so results from here to the next :meth:`reset` are good
+        for their times only. The schedule takes no notice: frames go on where they were, without a forced keyframe,
+        and after a reset or a failure one is still forced. A keyframe that runs in the background is waited for first.
+
+        Args:
+            kinds: which step each run is of. Deltas need a state: that of a frame, or of a keyframe among ``kinds``.
+
+        Returns:
+            The time of each run.
+
+        Raises:
+            ClosedError: the runner is not open.
+            RecipeError: of ``kinds`` one is no step, as SKIP, or a delta without delta step or without state; nothing
+                was run.
+            EngineError: the runtime failed; the next frame will be a keyframe.
+        """
+        stream = self._opened()
+        return self._on_thread(lambda: stream.time_bare(kinds))
+
+    @property
+    def start_times(self) -> StartTimes:
+        """What it took to open the runner.
+
+        Raises:
+            ClosedError: the runner is not open.
+        """
+        opening = self._opening
+        if opening is None:
+            raise _closed()
+        stream = opening.streams[0]
+        return StartTimes(self._check_ms, opening.load_ms, stream.bind_ms, stream.first_ms, stream.second_ms)
+
     @property
     def state_bytes(self) -> int:
         """Bytes allocated for the state; what a delta step rewrites counts twice, and with background keyframes all.
@@ -272,10 +311,7 @@ class EdgeRunner:
 
     def _opened(self) -> Stream:
         if self._opening is None:
-            raise ClosedError(
-                "runner: it is not open.",
-                hint="Use it inside `with EdgeRunner(...) as runner:`, or call open().",
-            )
+            raise _closed()
         return self._opening.streams[0]
 
     def _own_worker(self) -> Worker:
@@ -293,3 +329,9 @@ class EdgeRunner:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
+
+
+def _closed() -> ClosedError:
+    return ClosedError(
+        "runner: it is not open.", hint="Use it inside `with EdgeRunner(...) as runner:`, or call open()."
+    )

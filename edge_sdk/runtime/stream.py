@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from edge_sdk.bundle import FRAME, Bundle, state_output
-from edge_sdk.errors import BundleError, FrameOrderError, ShapeError
+from edge_sdk.errors import BundleError, FrameOrderError, RecipeError, ShapeError
 from edge_sdk.runtime.background import BackgroundKeyframe
-from edge_sdk.runtime.engine import BoundStep, Buffer, Lane
-from edge_sdk.runtime.result import Result, StageTimes, StepKind
+from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, Lane
+from edge_sdk.runtime.result import BareTime, Result, StageTimes, StepKind
 from edge_sdk.runtime.schedule import Schedule
 from edge_sdk.runtime.state import StreamState
 from edge_sdk.runtime.steps import StepEngines
@@ -31,6 +32,12 @@ class Stream:
         schedule: a fresh one, this stream's own.
         lane: where keyframes run beside the frames; None runs them in turn with the deltas.
 
+    Attributes:
+        state: what the next delta step reads.
+        bind_ms: time for buffers and binding, in milliseconds.
+        first_ms, second_ms: the runs that warm up, by ``"keyframe"``, ``"delta"`` and ``"background keyframe"``: the
+            first and second run of each, in milliseconds.
+
     Raises:
         BundleError: keyframes are to run beside deltas that rewrite the state.
     """
@@ -38,6 +45,7 @@ class Stream:
     def __init__(
         self, bundle: Bundle, engines: StepEngines, schedule: Schedule, lane: Lane | None = None
     ) -> None:
+        began_ns = time.perf_counter_ns()
         pair, allocate = engines.pair, engines.keyframe.allocate
         written = {spec.name for spec in engines.delta.outputs} if engines.delta is not None else set()
         rewritten = [spec.name for spec in pair.state if state_output(spec.name) in written]
@@ -55,16 +63,23 @@ class Stream:
         frame = allocate(bundle.manifest.frame)
         specs = {spec.name: spec for spec in pair.steps.keyframe.outputs}
         outputs = {name: allocate(specs[name]) for name in bundle.task.output_names}
-        self._background = None if lane is None else self._bind_background(bundle, engines, lane)
+        beside: tuple[BoundStep, ...] = ()
+        self._background: BackgroundKeyframe | None = None
+        if lane is not None:
+            beside, beside_frame = self._bind_background(bundle, engines, lane)
+            self._background = BackgroundKeyframe(beside, beside_frame)
         self._bind(engines, {FRAME: frame, **outputs})
+        self.bind_ms = (time.perf_counter_ns() - began_ns) * _MS_PER_NS
 
         self._task = bundle.task
         self._schedule = schedule
         self._frame = frame.host
         self._shape, self._dtype = self._frame.shape, self._frame.dtype
         self._outputs = {name: _read_only(buffer.host) for name, buffer in outputs.items()}
-        for step in (*self._keyframes, *(step for bank in self._deltas for step in bank)) * _WARM_UP_RUNS:
-            step.run()
+        deltas = tuple(step for bank in self._deltas for step in bank)
+        self.first_ms, self.second_ms = _warmed_up(
+            {"background keyframe": beside, "keyframe": self._keyframes, "delta": deltas}
+        )
         self.reset()
 
     def _bind(self, engines: StepEngines, shared: dict[str, Buffer]) -> None:
@@ -80,8 +95,10 @@ class Stream:
             for bank in self._banks
         )
 
-    def _bind_background(self, bundle: Bundle, engines: StepEngines, lane: Lane) -> BackgroundKeyframe:
-        """The keyframe step on its own lane, with a frame and outputs of its own."""
+    def _bind_background(
+        self, bundle: Bundle, engines: StepEngines, lane: Lane
+    ) -> tuple[tuple[BoundStep, ...], Buffer]:
+        """The keyframe step on its own lane, one binding a bank, and the frame buffer that they read."""
         engine = engines.background or engines.keyframe
         frame = engine.allocate(bundle.manifest.frame)
         answers = {
@@ -92,14 +109,7 @@ class Stream:
         steps = tuple(
             engine.bind({FRAME: frame, **answers, **bank.keyframe_buffers()}, lane) for bank in self._banks
         )
-        for step in steps * _WARM_UP_RUNS:
-            step.run()
-        return BackgroundKeyframe(steps, frame)
-
-    @property
-    def state(self) -> StreamState:
-        """The state that the next delta step reads."""
-        return self._banks[self._bank]
+        return steps, frame
 
     @property
     def state_bytes(self) -> int:
@@ -117,7 +127,7 @@ class Stream:
             self._background.forget()
         for bank in self._banks:
             bank.reset()
-        self._bank = 0
+        self._bank, self.state = 0, self._banks[0]
         self._schedule.reset()
         self._prediction: Prediction | None = None
         self._last_seq = -1
@@ -145,13 +155,13 @@ class Stream:
         kind = self._decide(image, seq)
         copying_ns = time.perf_counter_ns()
         if kind is StepKind.SKIP and self._prediction is not None:
-            prediction = self._prediction
+            prediction, device = self._prediction, None
             self.state.skipped()
             copied_ns = stepped_ns = ended_ns = copying_ns
         else:
             np.copyto(self._frame, image)
             copied_ns = time.perf_counter_ns()
-            self._run(kind)
+            device = self._run(kind)
             stepped_ns = time.perf_counter_ns()
             prediction = self._prediction = self._task.decode(self._outputs)
             ended_ns = time.perf_counter_ns()
@@ -161,14 +171,61 @@ class Stream:
             # comes there is time that nobody uses.
             self._start_due = False
             self._background.start(image, seq, 1 - self._bank)
-        times = StageTimes(
-            copy_in_ms=(copied_ns - copying_ns) * _MS_PER_NS,
-            step_ms=(stepped_ns - copied_ns) * _MS_PER_NS,
-            decode_ms=(ended_ns - stepped_ns) * _MS_PER_NS,
-            total_ms=(ended_ns - started_ns) * _MS_PER_NS,
-        )
+        copy_in_ms, step_ms = (copied_ns - copying_ns) * _MS_PER_NS, (stepped_ns - copied_ns) * _MS_PER_NS
+        copy_out_ms, gpu_ms = 0.0, None
+        if device is not None:
+            copy_in_ms += device.upload_ms
+            copy_out_ms, gpu_ms = device.download_ms, device.compute_ms
+            step_ms -= device.upload_ms + copy_out_ms
+        decode_ms, total_ms = (ended_ns - stepped_ns) * _MS_PER_NS, (ended_ns - started_ns) * _MS_PER_NS
+        times = StageTimes(copy_in_ms, step_ms, copy_out_ms, decode_ms, total_ms, gpu_ms)
         age = self.state.age
         return Result(prediction, kind, seq, captured_s, time.monotonic(), age, times, self._task)
+
+    def time_bare(self, kinds: Sequence[StepKind]) -> list[BareTime]:
+        """Run the bound steps alone; arguments, result and errors are those of ``EdgeRunner.time_bare``."""
+        if self._background is not None:
+            self._background.wait()
+        state = self.state
+        steps, slot = self._bare(kinds)
+        times = []
+        try:
+            for kind, step in zip(kinds, steps, strict=True):
+                began_ns = time.perf_counter_ns()
+                step.run()
+                ended_ns = time.perf_counter_ns()
+                device = step.device_times
+                gpu_ms = None if device is None else device.compute_ms
+                times.append(BareTime(kind, (ended_ns - began_ns) * _MS_PER_NS, gpu_ms))
+        except BaseException:
+            state.reset()
+            raise
+        # Age and validity stay as the frames left them, so the schedule goes on as if nothing had been run.
+        state.slot = slot
+        return times
+
+    def _bare(self, kinds: Iterable[StepKind]) -> tuple[list[BoundStep], int]:
+        """The steps to run for ``kinds``, one after another, and the slot that they leave the state in."""
+        deltas = self._deltas[self._bank]
+        known, slot = self.state.valid, self.state.slot
+        steps: list[BoundStep] = []
+        for kind in kinds:
+            if kind is StepKind.KEYFRAME:
+                steps.append(self._keyframes[self._bank])
+                known, slot = True, 0
+                continue
+            if kind is not StepKind.DELTA:
+                raise RecipeError(f"time_bare: expected keyframe or delta steps, got {kind!r}.")
+            if not deltas:
+                raise RecipeError("time_bare: no delta step is loaded.", hint="Use a schedule with deltas.")
+            if not known:
+                raise RecipeError(
+                    "time_bare: a delta step reads a keyframe's state, and there is none yet.",
+                    hint="Give a frame first, or begin with StepKind.KEYFRAME.",
+                )
+            steps.append(deltas[slot])
+            slot = (slot + 1) % len(deltas)
+        return steps, slot
 
     def _decide(self, image: np.ndarray, seq: int) -> StepKind:
         if seq == self._last_seq:
@@ -200,17 +257,21 @@ class Stream:
         found = background.collect()
         if found is not None:
             self._bank, seq = found
+            self.state = self._banks[self._bank]
             self.state.taken_over(self._last_seq - seq)
 
-    def _run(self, kind: StepKind) -> None:
+    def _run(self, kind: StepKind) -> DeviceTimes | None:
         state = self.state
         try:
             if kind is StepKind.KEYFRAME:
-                self._keyframes[self._bank].run()
+                step = self._keyframes[self._bank]
+                step.run()
                 state.keyframe_done()
             else:
-                self._deltas[self._bank][state.slot].run()
+                step = self._deltas[self._bank][state.slot]
+                step.run()
                 state.delta_done()
+            return step.device_times
         except BaseException:
             state.reset()  # half written: only a keyframe can follow
             self._start_due = False
@@ -225,6 +286,20 @@ class Stream:
             f"frame: expected {expected} (BGR), got {image.shape} {image.dtype}.",
             hint=f"Give frames of {height} x {width}, or export a bundle for the camera's size.",
         )
+
+
+def _warmed_up(steps: Mapping[str, Sequence[BoundStep]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Run every binding twice; the first and second run of each step's first binding, in milliseconds by name."""
+    rounds: list[dict[str, float]] = []
+    for _ in range(_WARM_UP_RUNS):
+        times: dict[str, float] = {}
+        for name, bindings in steps.items():
+            for step in bindings:
+                began_ns = time.perf_counter_ns()
+                step.run()
+                times.setdefault(name, (time.perf_counter_ns() - began_ns) * _MS_PER_NS)
+        rounds.append(times)
+    return rounds[0], rounds[1]
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -113,7 +113,11 @@ def test_a_swap_is_captured_anew(bundle: Bundle) -> None:
         state = PAIR.keyframe_formula(IMAGES[0], None)[1]
         assert PAIR.delta_formula is not None
         np.testing.assert_array_equal(buffers["mask"].host, PAIR.delta_formula(IMAGES[1], state)[0])
-    assert step.gpu_ms > 0
+    times = step.device_times
+    assert times is not None
+    assert times.compute_ms > 0
+    # Both are copied, unless the memory is one.
+    assert (times.upload_ms > 0) == (times.download_ms > 0) == buffers["frame"].copied
     engine.close()
 
 

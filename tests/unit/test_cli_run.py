@@ -163,7 +163,8 @@ def test_result_lines_follow_the_frames(bundle, tmp_path):
     # A delta step repeats what its keyframe remembered.
     for line in lines[:4]:
         assert line["share"].get("blue", 0.0) == pytest.approx(blue, abs=1e-6)
-    assert set(lines[0]["times"]) == {"copy_in_ms", "step_ms", "decode_ms", "total_ms"}
+    stages = {"copy_in_ms", "step_ms", "copy_out_ms", "decode_ms"}
+    assert set(lines[0]["times"]) == {*stages, "total_ms", "gpu_ms"}
 
 
 def test_a_schedule_recipe_decides(bundle, tmp_path):

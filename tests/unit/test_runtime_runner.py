@@ -21,7 +21,7 @@ from edge_sdk.errors import (
     RecipeError,
     ShapeError,
 )
-from edge_sdk.runtime.engine import BoundStep
+from edge_sdk.runtime.engine import BoundStep, DeviceTimes
 from edge_sdk.runtime.result import Result, StepKind
 from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
@@ -353,6 +353,10 @@ def test_an_error_in_the_block_closes_too(bundle: Bundle) -> None:
 class _FailingStep:
     def __init__(self, step: BoundStep) -> None:
         self.step, self.fails = step, False
+
+    @property
+    def device_times(self) -> DeviceTimes | None:
+        return self.step.device_times
 
     def run(self) -> None:
         self.start()

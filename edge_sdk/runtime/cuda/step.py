@@ -11,6 +11,7 @@ from edge_sdk.runtime.cuda.closing import close_in_order
 from edge_sdk.runtime.cuda.device import CudaDevice, CudaLane
 from edge_sdk.runtime.cuda.graphs import CudaGraph, GraphRefusedError
 from edge_sdk.runtime.cuda.memory import CudaBuffer
+from edge_sdk.runtime.engine import DeviceTimes
 from edge_sdk.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class CudaStep:
     enqueued plainly; what follows is a CUDA graph, where that is possible.
 
     Attributes:
-        gpu_ms: the GPU's time for the last run that was waited for, without the copies, in milliseconds.
+        device_times: of the last run that was waited for, by events on its stream; None before the first.
     """
 
     def __init__(
@@ -55,17 +56,16 @@ class CudaStep:
         self._graph: CudaGraph | None = None
         self._may_capture = engine.device.options.graphs
         self._pending = False
-        self.gpu_ms = 0.0
+        self.device_times: DeviceTimes | None = None
         device = self._device
         driver = device.driver
         try:
             with device:
                 for buffer in self._buffers.values():
                     buffer.attach(lane)
-                flags = driver.event_flags
-                waiting = flags.DISABLE_TIMING | (0 if device.options.spin else flags.BLOCKING_SYNC)
-                self._began, self._ended = driver.Event(), driver.Event()
-                self._done: Any = driver.Event(waiting)
+                # Before the uploads, before and after the work; the last, after the downloads, is waited for.
+                self._began, self._uploaded, self._computed = (driver.Event() for _ in range(3))
+                self._done: Any = driver.Event(0 if device.options.spin else driver.event_flags.BLOCKING_SYNC)
                 addresses = {name: buffer.address for name, buffer in self._buffers.items()}
                 self._execution: Execution | None = engine.open_execution(addresses)
         except device.errors as error:
@@ -105,14 +105,16 @@ class CudaStep:
             raise ClosedError("lane: it is closed.")
         try:
             with device:
-                for address, host in self._copies_in:
-                    driver.memcpy_htod_async(address, host, lane.stream)
-                self._began.record(lane.stream)
+                if self._copies_in:
+                    self._began.record(lane.stream)
+                    for address, host in self._copies_in:
+                        driver.memcpy_htod_async(address, host, lane.stream)
+                self._uploaded.record(lane.stream)
                 if self._graph is None:
                     self._execution.enqueue(lane.stream.handle)
                 else:
                     self._graph.launch()
-                self._ended.record(lane.stream)
+                self._computed.record(lane.stream)
                 for address, host in self._copies_out:
                     driver.memcpy_dtoh_async(host, address, lane.stream)
                 self._done.record(lane.stream)
@@ -151,7 +153,11 @@ class CudaStep:
         try:
             with device:
                 self._done.synchronize()
-                self.gpu_ms = self._ended.time_since(self._began)
+                self.device_times = DeviceTimes(
+                    self._uploaded.time_since(self._began) if self._copies_in else 0.0,
+                    self._computed.time_since(self._uploaded),
+                    self._done.time_since(self._computed) if self._copies_out else 0.0,
+                )
                 if self._may_capture and self._graph is None:
                     self._capture()
         except device.errors as error:
@@ -207,7 +213,7 @@ class CudaStep:
             close_in_order(self._drop_graph, execution.close if execution else lambda: None, self._drop)
 
     def _drop(self) -> None:
-        self._began = self._ended = self._done = None
+        self._began = self._uploaded = self._computed = self._done = None
         self._buffers.clear()
         self._copies_in = self._copies_out = ()
 

@@ -320,12 +320,49 @@ def test_a_graph_that_does_not_load_leaves_no_context(tmp_path: Path, driver: Dr
 
 def test_the_gpu_is_timed_on_the_stream_that_works(graph: Path, driver: Driver) -> None:
     loaded = Loaded(graph)
-    assert loaded.step.gpu_ms == 0.0
+    assert loaded.step.device_times is None
+    # The driver's clock: 1 us an operation and 1 ns a byte read or written. A span ends with its second event.
+    upload_ns = 2000 + 2 * FRAME.size_bytes
+    work_ns = 2000 + FRAME.size_bytes + MASK.size_bytes + STATE.size_bytes
+    download_ns = 2000 + 2 * MASK.size_bytes
     for _ in range(3):
         loaded.answer()
-        # The driver's clock: 1 us an operation and 1 ns a byte. The copies lie outside.
-        work_ns = 1000 + FRAME.size_bytes + MASK.size_bytes + STATE.size_bytes
-        assert loaded.step.gpu_ms == pytest.approx((work_ns + 1000) * 1e-6, rel=1e-4)
+        times = loaded.step.device_times
+        assert times is not None
+        assert times.upload_ms == pytest.approx(upload_ns * 1e-6, rel=1e-4)
+        assert times.compute_ms == pytest.approx(work_ns * 1e-6, rel=1e-4)
+        assert times.download_ms == pytest.approx(download_ns * 1e-6, rel=1e-4)
+    loaded.engine.close()
+
+
+@pytest.mark.parametrize("memory", ["mapped", "managed"])
+def test_what_is_not_copied_takes_no_time(memory: str, graph: Path, driver: Driver) -> None:
+    loaded = Loaded(graph, memory=memory)
+    loaded.answer()
+    times = loaded.step.device_times
+    assert times is not None
+    assert (times.upload_ms, times.download_ms) == (0.0, 0.0)
+    assert times.compute_ms > 0
+    loaded.engine.close()
+
+
+@pytest.mark.parametrize(("spin", "flags"), [(False, {0, 1}), (True, {0})])
+def test_the_event_that_is_waited_for_blocks_unless_asked_to_spin(
+    spin: bool, flags: set[int], graph: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(graph, spin=spin)
+    module, given = loaded.engine.device.driver, []
+    event = module.Event
+
+    def made(flags: int = 0) -> Any:
+        given.append(int(flags))
+        return event(flags)
+
+    monkeypatch.setattr(module, "Event", made)
+    step = loaded.bind()
+    monkeypatch.undo()
+    assert (len(given), set(given)) == (4, flags)
+    step.close()
     loaded.engine.close()
 
 

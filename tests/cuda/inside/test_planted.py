@@ -81,7 +81,7 @@ def test_a_wait_for_the_wrong_event(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def started(step: CudaStep) -> None:
         start(step)
-        step._done, step._ended = step._ended, step._done
+        step._done, step._computed = step._computed, step._done
 
     monkeypatch.setattr(CudaStep, "start", started)
     with pytest.raises(EngineError, match="cuEventElapsedTime"):

@@ -87,9 +87,9 @@ def test_a_frame_makes_nothing_and_waits_once(tmp_path: Path) -> None:
             "cuMemcpyHtoDAsync_v2": frames,
             "cuGraphLaunch": frames,
             "cuMemcpyDtoHAsync_v2": frames,
-            "cuEventRecord": 3 * frames,
+            "cuEventRecord": 4 * frames,
             "cuEventSynchronize": frames,
-            "cuEventElapsedTime_v2": frames,
+            "cuEventElapsedTime_v2": 3 * frames,
         }
 
 
