@@ -14,6 +14,7 @@ from edge_sdk.bench.intervals import positive
 from edge_sdk.bench.pooled import Pooled
 from edge_sdk.bench.samples import KINDS, Block, FrameColumns, Mode
 from edge_sdk.bench.surroundings import worst_frames
+from edge_sdk.bench.verdict import Verdict
 from edge_sdk.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ def judge(document: BenchDocument, figures: Figures, budget: Budget) -> tuple[Fi
 
 def breaches(document: BenchDocument, figures: Figures, findings: tuple[Finding, ...]) -> tuple[Breach, ...]:
     """The verdict where it is ``invalid``, and those findings that are broken."""
-    worst, verdict = figures.worst, document.verdict
+    worst, verdict = figures.worst, Verdict.of(document, figures)
     found = []
     if verdict.grade == "invalid":
-        reason = "the run is invalid, " + "; ".join(verdict.reasons)
+        reason = "the run is invalid: " + " ".join(verdict.reasons).rstrip(".")
         found.append(Breach(budget="verdict", reason=reason, worst=next(iter(worst), None)))
     for finding in findings:
         if finding.broken:

@@ -250,12 +250,14 @@ class EdgeBench:
 
     def _hold(self, document: BenchDocument, budget: Budget) -> BenchDocument:
         from edge_sdk.bench.judge import breaches, judge
+        from edge_sdk.bench.verdict import Verdict
 
         __tracebackhide__ = True
-        figures, verdict = document.figures, document.verdict
+        figures = document.figures
+        verdict = Verdict.of(document, figures)
         self._item.add_report_section("call", _FIXTURE, _details(document, figures, verdict))
         if verdict.grade == "doubtful":
-            self._item.warn(BenchWarning(f"{_FIXTURE}: doubtful: {'; '.join(verdict.reasons)}"))
+            self._item.warn(BenchWarning(f"{_FIXTURE}: doubtful: {' '.join(verdict.reasons)}"))
         findings = judge(document, figures, budget)
         broken = breaches(document, figures, findings)
         headline = _headline(document, figures, findings, broken)

@@ -30,6 +30,15 @@ def full() -> BenchDocument:
         READING.model_copy(update={"at_ms": at * 500.0, "rss_bytes": 100_000_000 + 500 * at})
         for at in range(25)
     )
+    blocks = tuple(
+        block.model_copy(
+            update={
+                "energy_j": (5.0 if block.row == "teacher" else 2.0) + 0.01 * block.round,
+                "dropped": 2 if block.mode == "camera" else 0,
+            }
+        )
+        for block in document.blocks
+    )
     return document.model_copy(update={"readings": readings, "blocks": blocks})
 
 
@@ -369,7 +378,7 @@ def test_an_invalid_run_is_a_breach_by_itself() -> None:
     first, *others = check(document, Budget(mean_ms=0.001))
     assert [breach.budget for breach in others] == ["mean_ms"]
     line = first.line()
-    assert line.startswith("verdict: the run is invalid, ")
+    assert line.startswith("verdict: the run is invalid: ")
     assert "gpu: thermal" in line
     assert "slowest frame" in line
     assert "\n" not in line
