@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,16 +166,14 @@ class Entrant:
 
 
 @contextmanager
-def opened(
-    row: Row, lineup: Lineup, recipe: BenchRecipe, backend: Callable[[], Backend], warm: Frame
-) -> Iterator[Entrant]:
+def opened(row: Row, lineup: Lineup, recipe: BenchRecipe, backend: Backend, warm: Frame) -> Iterator[Entrant]:
     """A row's runner, open; engines are loaded anew.
 
     Args:
         row: which.
         lineup: where its bundle is.
         recipe: threads and background keyframes.
-        backend: gives the backend.
+        backend: what runs it.
         warm: a frame for what warms up outside the runner.
     """
     background = None
@@ -186,7 +184,7 @@ def opened(
     runner = EdgeRunner(
         # The subject is opened from its folder, so that the check of its files is part of its start.
         recipe.bundle if row.name == SUBJECT else bundle,
-        backend=backend(),
+        backend=backend,
         engine=row.engine,
         schedule=AlwaysSchedule() if flow else row.schedule,
         threads=recipe.threads,

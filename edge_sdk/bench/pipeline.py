@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edge_sdk.bench.accuracy import score
@@ -12,7 +12,7 @@ from edge_sdk.bench.lineup import Entrant, Lineup, default_rows, interval_of, op
 from edge_sdk.bench.pace import Reel, camera, live, saturated
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bench.samples import LETTERS, BareBlock, Block, FrameColumns, Mode, Start
-from edge_sdk.bench.telemetry import Telemetry, machine_of
+from edge_sdk.bench.telemetry import Telemetry
 from edge_sdk.bench.yardstick import Yardstick
 from edge_sdk.conditions import Conditions
 from edge_sdk.evaluate.clip import Clip, read_clip
@@ -41,7 +41,7 @@ class _Run:
     first: Frame
     live_uri: str | None
     fps: float
-    backend: Callable[[], Backend]
+    backend: Backend
     clock: Clock
     yardstick: Yardstick | None
     telemetry: Telemetry
@@ -49,6 +49,7 @@ class _Run:
     starts: list[Start] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     bare: list[BareBlock] = field(default_factory=list)
+    overhead_ms: float = 0.0
 
 
 def bench(
@@ -80,24 +81,23 @@ def bench(
     named = backend_named(recipe.backend) if backend is None else backend
     found = default_rows(recipe, lineup, named.name) if rows is None else tuple(rows)
     clip, is_live = _clip(recipe, lineup)
-    scored = found if recipe.source is None or is_live else score(found, lineup, clip, recipe, shown)
+    scored = found
+    if recipe.accuracy and recipe.source is not None and not is_live:
+        scored = score(found, lineup, clip, recipe, shown, backend=backend)
     conditions = Conditions.now(recipe.threads)
     clock = SystemClock()
     yardstick = Yardstick(recipe.threads, clock) if named.name == "onnxruntime" else None
-    with Telemetry(clock.now_ms) as telemetry:
+    with Telemetry.of(clock.now_ms, on_gpu=named.owns_thread) as telemetry:
         run = _Run(
             recipe, lineup, scored, Reel(clip.frames), clip.frames[0], recipe.source if is_live else None,
-            recipe.fps or clip.fps,
-            (lambda: backend_named(recipe.backend)) if backend is None else (lambda: backend),
-            clock, yardstick, telemetry, shown,
+            recipe.fps or clip.fps, named, clock, yardstick, telemetry, shown,
         )  # fmt: skip
         for index in range(recipe.round_count):
             _round(run, index)
-        machine = machine_of(telemetry, named)
     return BenchDocument(
         recipe=recipe,
         conditions=conditions,
-        machine=machine,
+        machine=telemetry.machine(getattr(named, "report", None)),
         bundles=lineup.facts(),
         source=_facts(clip, run.fps, is_live),
         rows=scored,
@@ -110,7 +110,9 @@ def bench(
 
 def _round(run: _Run, index: int) -> None:
     """Every row once, in an order that begins one further on in each round; the subject at camera pace too."""
-    length_ms = run.recipe.round_s * 1e3
+    planned_ms, began_ms = run.recipe.round_s * 1e3, run.clock.now_ms()
+    # Opening runners takes time too; what it took in the last round is taken off this one.
+    length_ms = max(planned_ms / 2, planned_ms - run.overhead_ms)
     paced_ms = length_ms if run.live_uri else length_ms * run.recipe.camera_share
     free_ms = length_ms - paced_ms
     others = len(run.rows) - 1
@@ -130,7 +132,11 @@ def _round(run: _Run, index: int) -> None:
                 _pairs(run, row, entrant, index, free_ms * _PAIRED)
             if paced_ms:
                 _keep(run, row, entrant, index, "camera", paced_ms)
-        run.progress.update(_STAGE, int(run.clock.now_ms() / 1e3), int(run.recipe.length_s))
+        spent_s = min(int(run.clock.now_ms() / 1e3), int(run.recipe.length_s) - 1)
+        run.progress.update(_STAGE, spent_s, int(run.recipe.length_s))
+    run.overhead_ms = run.clock.now_ms() - began_ms - length_ms
+    if index + 1 == run.recipe.round_count:
+        run.progress.update(_STAGE, int(run.recipe.length_s), int(run.recipe.length_s))
 
 
 def _keep(run: _Run, row: Row, entrant: Entrant, index: int, mode: Mode, length_ms: float) -> None:

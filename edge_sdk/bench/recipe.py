@@ -33,6 +33,7 @@ class BenchRecipe(Settings):
         threads: CPU threads of one step; None for the backend's own choice.
         teacher: a per-frame bundle of the same teacher without the work of writing state; None: the keyframe step.
         rival: a per-frame bundle to compare with, such as a distilled network of the same mean latency.
+        accuracy: score every row over the clip before anything is timed: a pass for each alignment of the keyframes.
         baselines: measure teacher, copying, optical flow and the rival in the same run.
         engines: more engine sets of the bundle that get rows of their own.
         intervals: more keyframe intervals that get rows of their own, in every engine.
@@ -57,6 +58,7 @@ class BenchRecipe(Settings):
     threads: int | None = Field(default=None, ge=1)
     teacher: Path | None = None
     rival: Path | None = None
+    accuracy: bool = True
     baselines: bool = True
     engines: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     intervals: tuple[Annotated[int, Field(ge=2)], ...] = ()

@@ -93,7 +93,11 @@ class Fake:
         self.log.append(f"{self.name} {frame.seq}")
         total_ms = self.times[kind]
         times = StageTimes(
-            copy_in_ms=0.0, step_ms=total_ms - (self.own_ms or 0.0), decode_ms=0.0, total_ms=total_ms
+            copy_in_ms=0.0,
+            step_ms=total_ms - (self.own_ms or 0.0),
+            copy_out_ms=0.0,
+            decode_ms=0.0,
+            total_ms=total_ms,
         )
         return Sample(times, kind, 0)
 
