@@ -253,7 +253,7 @@ def cost(bare: Sequence[BareBlock]) -> dict[str, Cost]:
         np.array([ms for block in ordered for ms in times(block)], np.float64)
         for times in (lambda block: block.runner_ms, lambda block: block.wall_ms)
     )
-    gpu = np.array([ms for b in ordered for ms in (b.gpu_ms or (np.nan,) * len(b.kinds))], np.float64)
+    gpu = np.array([ms for block in ordered for ms in (block.gpu_ms or (np.nan,) * len(block.kinds))])
     masks = {kind.value: letters == letter for letter, kind in KINDS.items() if letter in letters}
     shares = {kind: float(mask.mean()) for kind, mask in masks.items()}
     found = {
