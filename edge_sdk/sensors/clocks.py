@@ -64,7 +64,11 @@ class Clocks:
         self._begun_at = {clock.name: self._limit_mhz(clock) for clock in self._clocks}
 
     def read(self) -> dict[str, float]:
-        """Megahertz by name: ``cpu0`` for the processors that share their clock with processor 0, ``gpu``, ``emc``."""
+        """Megahertz by name: ``cpu0`` for the processors that share their clock with processor 0, ``gpu``, ``emc``.
+
+        Of processors it is what the kernel has asked for last: hardware that slows down by itself, as a Jetson's does
+        on a power alarm, is seen in the counts of :class:`edge_sdk.sensors.throttle.Throttles`.
+        """
         found = {}
         for clock in self._clocks:
             value = self._files.number(clock.current)

@@ -16,9 +16,9 @@ _LONGEST_GAP_S = 10.0
 class EnergyMeter:
     """Joules since it was made; never falls. Safe from any thread.
 
-    Processor packages count their energy (powercap), and so does memory where it is a domain of its own. A Jetson has
-    no counter: there the power of the whole module, as its INA3221 tells it, is summed up between looks, so the meter
-    must be looked at every second or so.
+    A Jetson has no energy counter: the power of its whole module, as its INA3221 tells it, is summed up between looks,
+    so the meter must be looked at every second or so. Elsewhere processor packages count their energy (powercap), and
+    so does memory where it is a domain of its own; a GPU's counter may be added.
 
     Args:
         files: of this machine.
@@ -41,15 +41,15 @@ class EnergyMeter:
     ) -> None:
         self._clock, self._rails = clock, rails
         self._lock = threading.Lock()
-        self._counters = energy_counters(files)
-        self._more = counter if counter is not None and counter() is not None else None
+        self._whole = rails.whole()
+        self._counters = [] if self._whole else energy_counters(files)
+        self._more = None if self._whole or counter is None or counter() is None else counter
         self._more_last: float | None = None
         self._integral_j = self._more_j = 0.0
         self._power: tuple[float, float] | None = None
-        self._whole = () if self._counters or self._more is not None else rails.whole()
-        parts = [f"powercap {zone.name}" for zone in self._counters]
+        parts = [f"power of {' + '.join(self._whole)}, summed up"] if self._whole else []
+        parts += [f"powercap {zone.name}" for zone in self._counters]
         parts += [counter_name] if self._more is not None else []
-        parts += [f"{' + '.join(self._whole)} summed up"] if self._whole else []
         self.source: str | None = ", ".join(parts) or None
         self.joules()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from edge_sdk.sensors.files import SysFiles, named
 
 # What a whole board or module takes in, the first that is there.
-_INPUTS = ("VDD_IN", "POM_5V_IN", "VIN")
+_INPUTS = ("VDD_IN", "POM_5V_IN")
 # Without such a rail the others are added up, but for one that is fed from another of them (AGX Orin).
 _WITHIN_ANOTHER = ("VDDQ_VDD2_1V8AO",)
 # An INA3221 has three channels; Linux shows a fourth, the sum of shunt voltages, that is no rail.
@@ -37,9 +37,9 @@ class Rails:
 
     def whole(self) -> tuple[str, ...]:
         """Names of the rails that together are the whole of a Jetson's module; empty on other machines."""
-        known = [name for name, rail in self._rails.items() if len(rail) > 1]
+        known = [name for name, files in self._rails.items() if len(files) > 1]
         for name in _INPUTS:
-            if name in self._rails and (name in known or known):
+            if name in known:
                 return (name,)
         return tuple(name for name in known if name not in _WITHIN_ANOTHER)
 

@@ -112,8 +112,8 @@ def _thermal_zones(files: SysFiles) -> Iterator[tuple[str, Path]]:
 
 
 def _fans(files: SysFiles) -> Iterator[tuple[str, Path]]:
-    # A Jetson's tachometer calls its file "rpm".
-    for pattern in ("fan*_input", "rpm"):
-        for file in files.find(f"sys/class/hwmon/hwmon*/{pattern}"):
-            label = files.text(file.with_name(file.name.replace("_input", "_label")))
-            yield label or files.text(file.parent / "name") or file.parent.name, file
+    for file in files.find("sys/class/hwmon/hwmon*/fan*_input"):
+        label = files.text(file.with_name(file.name.replace("_input", "_label")))
+        yield label or files.text(file.parent / "name") or file.parent.name, file
+    for file in files.find("sys/class/hwmon/hwmon*/rpm"):  # a Jetson's tachometer
+        yield files.text(file.parent / "name") or file.parent.name, file

@@ -117,11 +117,12 @@ def _sensors(seen: Seen) -> Iterator[str]:
         "Turns of a fan a minute.",
         [({"fan": fan}, value) for fan, value in seen.sensors.fan_rpm.items()],
     )
+    told = seen.sensors.throttle_counts or seen.sensors.clock_mhz
     yield from _metric(
         "throttled",
         "gauge",
         "1 while heat or power holds a clock down.",
-        [({}, int(bool(seen.sensors.throttled)))],
+        [({}, int(bool(seen.sensors.throttled)))] if told else [],
     )
     yield from _metric(
         "throttle_events_total",
