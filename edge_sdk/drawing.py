@@ -81,7 +81,11 @@ def svg(
 
 
 def label_points(
-    axes: Any, points: Mapping[str, tuple[float, float]], may_lack: Collection[str] = ()
+    axes: Any,
+    points: Mapping[str, tuple[float, float]],
+    *,
+    may_lack: Collection[str] = (),
+    inside: bool = False,
 ) -> tuple[str, ...]:
     """Write each point's name beside it, on the side where no earlier name stands.
 
@@ -89,6 +93,7 @@ def label_points(
         axes: with its limits set.
         points: position by name, the most important first.
         may_lack: names to leave out where there is no room for them.
+        inside: keep names within the axes, where there is room.
 
     Returns:
         The names that were left out.
@@ -96,12 +101,14 @@ def label_points(
     taken: list[tuple[float, float, float]] = []  # left, right, height of the middle; in points (1/72 inch)
     lacking = []
     scale = 72 / axes.figure.dpi
+    edges = axes.bbox.x0 * scale, axes.bbox.x1 * scale
     for name, point in points.items():
         x, y = axes.transData.transform(point) * scale
         width = 5.0 * len(name)
         for side, rise in _PLACES:
             left, height = (x + 7 if side > 0 else x - 7 - width), y + rise
             clear = all(left > b or left + width < a or abs(height - h) > 10 for a, b, h in taken)
+            clear &= not inside or (edges[0] <= left and left + width <= edges[1])
             if clear:
                 break
         if not clear and name in may_lack:
