@@ -50,6 +50,7 @@ class _Run:
     blocks: list[Block] = field(default_factory=list)
     bare: list[BareBlock] = field(default_factory=list)
     overhead_ms: float = 0.0
+    even: bool = False
 
 
 def bench(
@@ -63,7 +64,8 @@ def bench(
 
     Args:
         recipe: what is measured, how long, at which rate.
-        rows: what is measured instead of the subject and its baselines; the first is the subject.
+        rows: what is measured instead of the subject and its baselines; the first is the subject. All then get the
+            same time saturated, and the bare engine is not measured beside them.
         backend: an object instead of the recipe's named backend.
         progress: told how far the run is.
 
@@ -90,7 +92,7 @@ def bench(
     with Telemetry.of(clock.now_ms, on_gpu=named.owns_thread) as telemetry:
         run = _Run(
             recipe, lineup, scored, Reel(clip.frames), clip.frames[0], recipe.source if is_live else None,
-            recipe.fps or clip.fps, named, clock, yardstick, telemetry, shown,
+            recipe.fps or clip.fps, named, clock, yardstick, telemetry, shown, even=rows is not None,
         )  # fmt: skip
         for index in range(recipe.round_count):
             _round(run, index)
@@ -118,6 +120,8 @@ def _round(run: _Run, index: int) -> None:
     others = len(run.rows) - 1
     alone_ms = free_ms * (_ALONE if others else 1 - _PAIRED)
     each_ms = free_ms * (1 - _ALONE - _PAIRED) / max(1, others)
+    if run.even:
+        alone_ms = each_ms = free_ms / len(run.rows)
     start = index % len(run.rows)
     for row in (*run.rows[start:], *run.rows[:start]):
         with opened(row, run.lineup, run.recipe, run.backend, run.first) as entrant:
@@ -129,7 +133,8 @@ def _round(run: _Run, index: int) -> None:
             _keep(run, row, entrant, index, "warm-up", min(_WARM_UP_MS, 0.1 * length_ms))
             if run.live_uri is None:
                 _keep(run, row, entrant, index, "saturated", alone_ms)
-                _pairs(run, row, entrant, index, free_ms * _PAIRED)
+                if not run.even:
+                    _pairs(run, row, entrant, index, free_ms * _PAIRED)
             if paced_ms:
                 _keep(run, row, entrant, index, "camera", paced_ms)
         spent_s = min(int(run.clock.now_ms() / 1e3), int(run.recipe.length_s) - 1)
