@@ -133,16 +133,19 @@ class EdgeBench:
 
         self._count += 1
         self._refuse_company()
+        own = None if backend is None or isinstance(backend, str) else backend
+        name = {} if backend is None else {"backend": backend if own is None else own.name}
+        found: EdgeSdkError
         try:
-            own = None if backend is None or isinstance(backend, str) else backend
-            name = {} if backend is None else {"backend": backend if own is None else own.name}
             recipe, budget = self._parse({"bundle": bundle, **name, **settings})
             self._require(device, recipe.backend if own is None else None)
             return self._hold(self._measure(recipe, own), budget)
-        except DependencyError as error:
-            self._skip(str(error))
         except EdgeSdkError as error:
-            pytest.fail(f"{_FIXTURE}: {error}", pytrace=False)
+            found = error
+        # Out here the error is not shown a second time, as the cause of the failure.
+        if isinstance(found, DependencyError):
+            self._skip(str(found))
+        pytest.fail(f"{_FIXTURE}: {found}", pytrace=False)
 
     def _parse(self, given: dict[str, Any]) -> tuple[BenchRecipe, Budget]:
         from edge_sdk.bench.budget import Budget, check_recipe
@@ -290,7 +293,7 @@ def _headline(
             parts.append(f"{row.deadline.miss_rate.value:.2%} missed")
     close = [finding.budget for finding in findings if finding.uncertain and not finding.broken]
     budgets = f"{len(findings)} budgets held" if not broken else f"{len(broken)} broken"
-    parts.append(f"{budgets} ({', '.join(close)} within its interval)" if close else budgets)
+    parts.append(f"{budgets} ({', '.join(close)} within the margin of error)" if close else budgets)
     return "; ".join(parts)
 
 
