@@ -99,10 +99,7 @@ def choose(
             f"{backend}: nothing was timed or chosen, this machine cannot run it; see edge-sdk doctor"
         )
         return None
-    names = [FLOAT32] if backend == "onnxruntime" else []
-    names += [name for name, built in bundle.manifest.engines.items() if built.backend == backend]
-    # A set that was built again is the manifest's last.
-    names.sort(key=lambda name: name not in (FLOAT32, f"{backend}-{FLOAT32}"))
+    names = _names(bundle, backend)
     clip = read_frames(bundle, accuracy, accuracy.limit)
     delta = bundle.manifest.steps.delta is not None
     schedule: ScheduleSettings = EverySchedule(interval=accuracy.interval) if delta else AlwaysSchedule()
@@ -124,6 +121,15 @@ def choose(
         Candidate(name, scores[name], 100 * (best - scores[name]), timings[name]) for name in names
     )
     return _best(candidates, accuracy)
+
+
+def _names(bundle: Bundle, backend: BackendName) -> list[str]:
+    """Engine sets of a backend; float32 is the first, which the others are compared with."""
+    names = [FLOAT32] if backend == "onnxruntime" else []
+    names += [name for name, built in bundle.manifest.engines.items() if built.backend == backend]
+    # A set that was built again is the manifest's last.
+    names.sort(key=lambda name: name not in (FLOAT32, f"{backend}-{FLOAT32}"))
+    return names
 
 
 def read_frames(bundle: Bundle, accuracy: AccuracySettings, limit: int | None) -> Clip:

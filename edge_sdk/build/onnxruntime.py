@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -63,16 +63,7 @@ def build_session(
     ort = require("onnxruntime", "building engines for ONNX Runtime")
     started_s = time.monotonic()
     with atomic_file(engine) as temporary:
-        settings = session_settings(ort)
-        settings.optimized_model_filepath = str(temporary)
-        try:
-            ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
-        # ONNX Runtime's exceptions have no common base below Exception.
-        except Exception as error:
-            raise EngineError(
-                f"{step} step: ONNX Runtime {ort.__version__} refuses {file}: {' '.join(str(error).split())}",
-                hint="Look at the graph with: edge-sdk lint BUNDLE",
-            ) from error
+        _optimise(ort, file, temporary, step)
         shares = kernel_shares(temporary)
         _require_shares(step, precision, asked, shares)
     identity = EngineIdentity(
@@ -80,7 +71,7 @@ def build_session(
         precision=precision,
         step=step,
         graph_sha256=sha256_of(file),
-        engine_sha256=hashlib.sha256(engine.read_bytes()).hexdigest(),
+        engine_sha256=sha256_of(engine),
         engine_bytes=engine.stat().st_size,
         runtime=f"onnxruntime {ort.__version__}",
         machine=machine_facts("onnxruntime"),
@@ -96,6 +87,19 @@ def build_session(
     return identity
 
 
+def _optimise(ort: ModuleType, graph: Path, target: Path, step: StepName) -> None:
+    settings = session_settings(ort)
+    settings.optimized_model_filepath = str(target)
+    try:
+        ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's exceptions have no common base below Exception.
+    except Exception as error:
+        raise EngineError(
+            f"{step} step: ONNX Runtime {ort.__version__} refuses {graph}: {' '.join(str(error).split())}",
+            hint="Look at the graph with: edge-sdk lint BUNDLE",
+        ) from error
+
+
 def kernel_shares(engine: Path) -> dict[str, float]:
     """Share of the convolutions by the precision of the kernel that really ran, 0-1, from a profiled run on zeros."""
     counts: Counter[str] = Counter()
@@ -106,19 +110,16 @@ def kernel_shares(engine: Path) -> dict[str, float]:
     return {name: counts[name] / total for name in sorted(counts)} if total else {}
 
 
-def profile_kernels(engine: Path, *, runs: int, threads: int | None = None) -> dict[tuple[str, str], float]:
+def profile_kernels(engine: Path, *, runs: int) -> dict[tuple[str, str], float]:
     """Mean time in ms of each node by (name, operator), on zeros; the first of several runs is left out.
 
     Args:
         engine: an ONNX file; it is not optimised further.
         runs: how many.
-        threads: CPU threads; None for ONNX Runtime's own choice.
     """
     ort = require("onnxruntime", "profiling engines")
     with tempfile.TemporaryDirectory() as folder:
         settings = session_settings(ort, optimise=False)
-        if threads is not None:
-            settings.intra_op_num_threads = threads
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(engine), settings, providers=["CPUExecutionProvider"])

@@ -86,7 +86,6 @@ def build(recipe: BuildRecipe, *, graphs_only: bool = False, progress: Progress 
     for backend, precision in wanted:
         bundle, built = _with_engines(bundle, recipe, backend, precision, progress)
         engines += built
-    # A bundle is replaced as a whole, so paths are those of the last one.
     choices: dict[BackendName, Choice] = {}
     if recipe.accuracy is not None:
         for backend in dict.fromkeys(backend for backend, _ in wanted):

@@ -211,7 +211,8 @@ def _rank(conv: nn.Conv2d, settings: DeltaSettings) -> int:
     return layer_rank(conv, settings.gamma, settings.rank_rule, settings.rank_multiple)
 
 
-def _low_rank_pays(conv: nn.Conv2d, settings: DeltaSettings, in_hw: tuple[int, int] = (64, 64)) -> bool:
+def _low_rank_pays(conv: nn.Conv2d, settings: DeltaSettings) -> bool:
+    in_hw = (64, 64)  # an example: both sides grow with the area
     low = candidate_macs(low_rank_candidate(conv, _rank(conv, settings)), in_hw)
     return low < conv_macs(conv, in_hw)[0]
 

@@ -265,15 +265,14 @@ class DeltaNet(StepPair):
 
     Args:
         network: the network whose convolutions are :class:`DeltaConv2d` over ``tape``.
-        form: which form the two steps use.
     """
 
     method = "delta"
     has_delta = True
 
-    def __init__(self, network: nn.Module, tape: Tape, form: Form = "telescoped") -> None:
+    def __init__(self, network: nn.Module, tape: Tape) -> None:
         super().__init__()
-        self.network, self.form = network, form
+        self.network = network
         self._tape = [tape]
 
     @property
@@ -296,14 +295,14 @@ class DeltaNet(StepPair):
         parts = [part for owner in owners for part in owner.students()]
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def run(self, mode: Pass, x: Tensor, state: State, form: Form | None = None) -> tuple[Tensor, State]:
+    def run(self, mode: Pass, x: Tensor, state: State, form: Form = "telescoped") -> tuple[Tensor, State]:
         """One pass; returns the output and each layer's change where the pass notes them."""
         tape = self._tape[0]
-        tape.start(mode, form or self.form, state)
+        tape.start(mode, form, state)
         try:
             return self.network(x), tape.changes
         finally:
-            tape.start(Pass.PLAIN, self.form, {})
+            tape.start(Pass.PLAIN, form, {})
 
     def keyframe(self, x: Tensor) -> tuple[Tensor, State]:
         """The teacher's output and the state of every converted layer."""

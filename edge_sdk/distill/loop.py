@@ -84,13 +84,7 @@ def fit(
         CheckpointError: the checkpoint belongs to other settings.
         EdgeSdkError: the loss is no longer finite.
     """
-    fabric = Fabric(
-        accelerator=loop.accelerator,
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", loop.devices)),
-        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-        precision=loop.precision,
-    )
-    fabric.launch()
+    fabric = _launched(loop)
     require_writable(out)
     progress = progress if progress is not None and fabric.is_global_zero else Silent()
     plain, schedule = _optimiser(objective, optimiser, loop.steps)
@@ -124,6 +118,18 @@ def fit(
             fabric.barrier()
         progress.update(stage, done, loop.steps, **figures)
     return figures
+
+
+def _launched(loop: LoopSettings) -> Fabric:
+    """Fabric on the recipe's devices, or on those that ``torchrun`` gives this process."""
+    fabric = Fabric(
+        accelerator=loop.accelerator,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", loop.devices)),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        precision=loop.precision,
+    )
+    fabric.launch()
+    return fabric
 
 
 def _step(

@@ -108,6 +108,19 @@ def check_logits(network: nn.Module, size_hw: tuple[int, int], classes: int, nam
         )
 
 
+def _draw(rng: np.random.Generator, frames: FrameSet, recipe: TrainRecipe) -> Batch:
+    """A batch of augmented frames and masks; where a frame has no mask, all of it is ignored."""
+    ignored = recipe.task.ignore_label
+    images, masks = [], []
+    for index in rng.integers(0, len(frames), recipe.loop.batch):
+        view = View(rng, recipe.augment, frames.size_hw)
+        images.append(torch.from_numpy(view.image(frames.images[index])))
+        mask = frames.masks[index]
+        known = mask if mask is not None else np.full(frames.size_hw, ignored, np.uint8)
+        masks.append(torch.from_numpy(view.mask(known, ignored)))
+    return {"frame": torch.stack(images), "mask": torch.stack(masks)}
+
+
 def train_teacher(
     recipe: TrainRecipe, *, progress: Progress | None = None, resume: bool = True
 ) -> TrainReport:
@@ -135,18 +148,8 @@ def train_teacher(
     loss = SegmentationLoss(recipe.loss, task.ignore_label, frames.class_share(len(task.classes)))
     objective = _FrameObjective(network, to_input, loss, teacher)
 
-    def draw(rng: np.random.Generator) -> Batch:
-        images, masks = [], []
-        for index in rng.integers(0, len(frames), recipe.loop.batch):
-            view = View(rng, recipe.augment, frames.size_hw)
-            images.append(torch.from_numpy(view.image(frames.images[index])))
-            mask = frames.masks[index]
-            known = mask if mask is not None else np.full(frames.size_hw, task.ignore_label, np.uint8)
-            masks.append(torch.from_numpy(view.mask(known, task.ignore_label)))
-        return {"frame": torch.stack(images), "mask": torch.stack(masks)}
-
     figures = fit(
-        objective, draw, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out,
+        objective, lambda rng: _draw(rng, frames, recipe), loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out,
         identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
         stage="train", progress=progress, resume=resume,
         validate=(lambda: {"miou": frame_miou(network, to_input, held_out, task)}) if held_out else None,

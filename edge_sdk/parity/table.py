@@ -107,10 +107,10 @@ def output_cells(engine: EngineParity, one: OutputDeviation) -> list[str]:
     return [engine.engine, one.step, str(one.distance), one.output, *figures, relative(one), sqnr]
 
 
-def worst_outputs(engine: EngineParity, count: int = WORST) -> list[OutputDeviation]:
+def worst_outputs(engine: EngineParity) -> list[OutputDeviation]:
     """Outputs of the steps on the reference's inputs with the largest relative errors; those without any left out."""
     ordered = sorted(engine.steps, key=lambda one: one.relative, reverse=True)
-    return [one for one in ordered[:count] if one.relative > 0]
+    return [one for one in ordered[:WORST] if one.relative > 0]
 
 
 def growth(engine: EngineParity, grown: float) -> str:

@@ -6,7 +6,6 @@ import secrets
 import socket
 import threading
 from importlib import resources
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,6 @@ class LiveServer:
         runner: an open runner.
         source: where its frames come from; None where only results are shown.
         settings: address, token and limits; on this machine alone, port 8080, by default.
-        root: where ``sys`` is found, with temperatures and power; another folder only in tests.
     """
 
     def __init__(
@@ -50,11 +48,9 @@ class LiveServer:
         runner: EdgeRunner,
         source: VideoSource | None = None,
         settings: ServeSettings | None = None,
-        *,
-        root: Path = Path("/"),
     ) -> None:
         self.settings = settings or ServeSettings()
-        self._watch = Watch(runner, source, self.settings.history, root)
+        self._watch = Watch(runner, source, self.settings.history)
         self._pictures: Pictures | None = None
         self._token: str | None = None
         self._server: Server | None = None

@@ -97,7 +97,7 @@ class Device:
         """Count a start and return the folder of the bundle to run; see :func:`resolve_bundle`."""
         journal = self.journal()
         if journal.on_trial is not None:
-            journal = self.change(_started)
+            journal = self.change(lambda known: _started(known, self.path))
         if journal.current is None:
             raise UpdateError(
                 f"device folder {self.path}: no installation is finished yet.",
@@ -139,7 +139,7 @@ class Device:
         def edit(journal: Journal) -> Journal:
             nonlocal done
             done = _is_on_trial(journal, number)
-            return _gone_back(journal, reason) if done else journal
+            return _gone_back(journal, reason, self.path) if done else journal
 
         self.change(edit)
         return done
@@ -206,17 +206,18 @@ def _is_on_trial(journal: Journal, number: int | None) -> bool:
     return journal.on_trial is not None and number in (None, journal.on_trial.number)
 
 
-def _started(journal: Journal) -> Journal:
+def _started(journal: Journal, where: Path) -> Journal:
     """The journal after one more start, or back at the old bundle where there were too many."""
     update = journal.on_trial
     if update is None:
         return journal
     if update.starts >= update.trial.max_starts:
-        return _gone_back(journal, f"started {update.starts} times and never ran healthy for long enough")
+        reason = f"started {update.starts} times and never ran healthy for long enough"
+        return _gone_back(journal, reason, where)
     return journal.with_state("trial", starts=update.starts + 1)
 
 
-def _gone_back(journal: Journal, reason: str, where: Path | None = None) -> Journal:
+def _gone_back(journal: Journal, reason: str, where: Path) -> Journal:
     """The journal with the other slot as the one that runs.
 
     Raises:

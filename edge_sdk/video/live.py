@@ -33,7 +33,6 @@ class LiveSource(SourceBase):
             ``iter()``.
         uri: how messages name the source; the device's name by default.
         on_event: told every change of state, on a thread of the source's own; what it raises is logged.
-        clock: seconds.
 
     Raises:
         VideoError: the device cannot be opened, delivers nothing, another size than asked, or tells no rate. While
@@ -50,12 +49,11 @@ class LiveSource(SourceBase):
         selection: Selection | None = None,
         uri: str | None = None,
         on_event: OnEvent | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(uri or device.name)
         self._selection = selection or Selection()
-        self._slot = NewestSlot(self._selection, clock)
-        self._keeper = Keeper(device, settings or LiveSettings(), self._slot, on_event=on_event, clock=clock)
+        self._slot = NewestSlot(self._selection, time.monotonic)
+        self._keeper = Keeper(device, settings or LiveSettings(), self._slot, on_event=on_event)
         weakref.finalize(self, self._keeper.forget).atexit = False  # at exit the keeper closes itself
         self._keeper.open()
         self.size_hw = self._keeper.size_hw or (0, 0)

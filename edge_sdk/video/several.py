@@ -240,22 +240,10 @@ def open_sources(
     options: dict[str, Any] = {"limit": limit, "on_event": on_event}
     opened: dict[Any, VideoSource] = {}
     errors: dict[Any, EdgeSdkError] = {}
-
-    def work(name: Any, uri: str | Path) -> None:
-        try:
-            opened[name] = open_source(uri, **options)
-        except EdgeSdkError as error:
-            errors[name] = error
-
-    threads = [
-        threading.Thread(target=work, args=item, name=f"edge-sdk-open {item[0]}", daemon=True)
-        for item in named.items()
-    ]
-    for thread in threads:
-        thread.start()
     try:
-        for thread in threads:
-            thread.join()
+        _open_at_once(
+            {name: partial(open_source, uri, **options) for name, uri in named.items()}, opened, errors
+        )
         wrong = [name for name in named if isinstance(errors.get(name), RecipeError)]
         if errors and (required or wrong or not opened):
             first = next(name for name in (wrong or named) if name in errors)
@@ -270,6 +258,29 @@ def open_sources(
         if is_live(named[name]) and isinstance(errors[name], VideoError):
             sources.keep_trying(name, partial(open_source, named[name], **options))
     return sources
+
+
+def _open_at_once(
+    openers: Mapping[Any, Callable[[], VideoSource]],
+    opened: dict[Any, VideoSource],
+    """Open each on a thread of its own; what became of each is in ``opened`` or ``errors``, however this ends."""
+) -> None:
+    """Open each on a thread of its own; what became of it is in ``opened`` or ``errors``, also where this is cut off."""
+
+    def work(name: Any, open_it: Callable[[], VideoSource]) -> None:
+        try:
+            opened[name] = open_it()
+        except EdgeSdkError as error:
+            errors[name] = error
+
+    threads = [
+        threading.Thread(target=work, args=item, name=f"edge-sdk-open {item[0]}", daemon=True)
+        for item in openers.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _live_taker(source: LiveSource) -> Callable[[], Frame | None]:

@@ -89,13 +89,13 @@ def test_what_a_build_may_spend(
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text(f"MemAvailable: {4 * GIB // 1024} kB\n", encoding="ascii")
     gpu = None if integrated is None else Gpu("GPU", "8.7", 16 * GIB, "12.6", integrated)
-    monkeypatch.setattr(memory, "find_gpu", lambda driver: gpu)
-    monkeypatch.setattr(memory, "free_gpu_memory", lambda driver: free)
+    monkeypatch.setattr(memory, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda: free)
     assert spendable_bytes(tmp_path) == expected
 
 
 def test_nobody_knows_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "find_gpu", lambda driver: None)
+    monkeypatch.setattr(memory, "find_gpu", lambda: None)
     assert spendable_bytes(tmp_path) is None
 
 

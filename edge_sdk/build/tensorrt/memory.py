@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_sdk.build.tensorrt.settings import MIB
-from edge_sdk.gpu import DRIVER, find_gpu, free_gpu_memory
+from edge_sdk.gpu import find_gpu, free_gpu_memory
 from edge_sdk.machine import available_memory_bytes
 
 # Of what is free; the rest is for weights and activations. A GPU that shares the machine's memory also shares it with
@@ -17,18 +17,17 @@ ADVICE = (
 )
 
 
-def spendable_bytes(root: Path = Path("/"), driver: str = DRIVER) -> int | None:
+def spendable_bytes(root: Path = Path("/")) -> int | None:
     """Bytes that a build may use as workspace on this machine; ``None`` where nobody knows.
 
     On a GPU with memory of its own that memory counts, on a Jetson what Linux can still give.
 
     Args:
         root: where ``proc`` is found; another folder only in tests.
-        driver: the CUDA driver's library.
     """
-    gpu = find_gpu(driver)
+    gpu = find_gpu()
     if gpu is not None and not gpu.integrated:
-        free = free_gpu_memory(driver)
+        free = free_gpu_memory()
         return None if free is None else int(free * _SHARE)
     available = available_memory_bytes(root)
     return None if available is None else int(available * _SHARE_INTEGRATED)
