@@ -263,9 +263,9 @@ def open_sources(
 def _open_at_once(
     openers: Mapping[Any, Callable[[], VideoSource]],
     opened: dict[Any, VideoSource],
-    """Open each on a thread of its own; what became of each is in ``opened`` or ``errors``, however this ends."""
+    errors: dict[Any, EdgeSdkError],
 ) -> None:
-    """Open each on a thread of its own; what became of it is in ``opened`` or ``errors``, also where this is cut off."""
+    """Open each on a thread of its own; what became of each is in ``opened`` or ``errors``, however this ends."""
 
     def work(name: Any, open_it: Callable[[], VideoSource]) -> None:
         try:
