@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from edge_sdk.errors import BundleError
 from edge_sdk.manifest import StepName
 from edge_sdk.runtime.engine import Backend, BoundStep, Buffer, DeviceTimes, Engine, EngineOptions, Lane
 from edge_sdk.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from edge_sdk.runtime.cuda.device import CudaReport
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +67,11 @@ class RecordingBackend:
         steps = bundle.pair(engine).steps.items()
         self._steps: dict[Path, StepName] = {bundle.path / spec.graph: name for name, spec in steps}
         self._contents = _Contents()
+
+    @property
+    def report(self) -> CudaReport | None:
+        """That of the wrapped backend."""
+        return self._inner.report
 
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
         """Load a step graph; arguments and errors are the wrapped backend's."""

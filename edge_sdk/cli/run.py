@@ -103,6 +103,7 @@ def run(
             served(serving, runner, frames) as page,
             RichProgress() as progress,
         ):
+            summary.device = runner.device_report
             process(runner, frames, summary, progress, page)
     _report(summary, as_json)
 

@@ -19,11 +19,37 @@ from edge_sdk.tasks.base import Segmentation
 from edge_sdk.video.live import LiveSource
 
 if TYPE_CHECKING:
+    from edge_sdk.runtime.cuda.device import CudaReport
     from edge_sdk.runtime.result import Result
     from edge_sdk.video import VideoSource
 
-# Answers whose age is kept: ten minutes at 60 frames a second.
+# Times kept for percentiles, since a camera may run for months: ten minutes at 60 frames a second.
 _RECENT = 36_000
+
+
+class Times:
+    """Times of any number of frames: count and mean of all, percentiles of the last ``_RECENT``."""
+
+    def __init__(self) -> None:
+        self.count, self.sum_ms = 0, 0.0
+        self._recent_ms: deque[float] = deque(maxlen=_RECENT)
+
+    def add(self, value_ms: float) -> None:
+        """Count one frame."""
+        self.count += 1
+        self.sum_ms += value_ms
+        self._recent_ms.append(value_ms)
+
+    def figures(self) -> dict[str, float]:
+        """Frames, mean, percentiles and how many frames these are of; there is at least one."""
+        p50, p99 = np.percentile(np.asarray(self._recent_ms), (50, 99))
+        return {
+            "frames": self.count,
+            "mean": self.sum_ms / self.count,
+            "p50": float(p50),
+            "p99": float(p99),
+            "percentile_frames": len(self._recent_ms),
+        }
 
 
 class RunSummary:
@@ -31,18 +57,21 @@ class RunSummary:
 
     Args:
         bundle, source, output, results: what was named on the command line; ``None`` where nothing is written.
+
+    Attributes:
+        device: what the backend chose on this machine; None on a CPU.
     """
 
     def __init__(self, *, bundle: Path, source: str, output: str | None, results: Path | None) -> None:
         self.bundle, self.source, self.output, self.results = bundle, source, output, results
         self.frames = self.keyframes = 0
         self.recent_ms = 0.0
-        self._total_ms: dict[StepKind, list[float]] = defaultdict(list)
+        self.device: CudaReport | None = None
+        self._all, self._answer_age, self._gpu = Times(), Times(), Times()
+        self._kinds: dict[StepKind, Times] = defaultdict(Times)
         self._stage_ms: dict[str, float] = defaultdict(float)
         self._began_s = self._wall_s = 0.0
         self._live: LiveSource | None = None
-        # A camera may run for months.
-        self._answer_age_ms: deque[float] = deque(maxlen=_RECENT)
 
     def start(self, source: VideoSource | None = None) -> None:
         """The first frame of ``source`` is about to be read."""
@@ -60,12 +89,16 @@ class RunSummary:
         self.keyframes += result.kind is StepKind.KEYFRAME
         # Smoothed over about ten frames: what the progress line shows should not flicker.
         self.recent_ms += (times.total_ms - self.recent_ms) * (0.1 if self.frames > 1 else 1.0)
-        self._total_ms[result.kind].append(times.total_ms)
+        for collected in (self._all, self._kinds[result.kind]):
+            collected.add(times.total_ms)
+        if times.gpu_ms is not None:
+            self._gpu.add(times.gpu_ms)
         if self._live is not None:
-            self._answer_age_ms.append((result.delivered_s - result.captured_s) * 1e3)
+            self._answer_age.add((result.delivered_s - result.captured_s) * 1e3)
         for stage, value in (
             ("copy in", times.copy_in_ms),
             ("step", times.step_ms),
+            ("copy out", times.copy_out_ms),
             ("decode", times.decode_ms),
             ("draw", draw_ms),
             ("write", write_ms),
@@ -75,9 +108,10 @@ class RunSummary:
 
     def figures(self) -> dict[str, Any]:
         """Everything as plain values; times in milliseconds unless the name says otherwise."""
-        kinds = {kind.value: values for kind, values in self._total_ms.items()}
-        everything = [value for values in kinds.values() for value in values]
-        runner_s = sum(everything) / 1e3
+        kinds = {kind.value: times for kind, times in self._kinds.items()}
+        collected = {"all": self._all, **kinds} if self.frames else {}
+        counts = {kind: self._kinds[kind].count if kind in self._kinds else 0 for kind in StepKind}
+        runner_s = self._all.sum_ms / 1e3
         return {
             "bundle": plain(self.bundle),
             "source": self.source,
@@ -85,15 +119,15 @@ class RunSummary:
             "results": plain(self.results),
             "frames": self.frames,
             "keyframes": self.keyframes,
-            "deltas": len(kinds.get("delta", ())),
-            "skips": len(kinds.get("skip", ())),
+            "deltas": counts[StepKind.DELTA],
+            "skips": counts[StepKind.SKIP],
             "wall_s": self._wall_s,
             "wall_frames_per_second": self.frames / self._wall_s if self._wall_s else 0.0,
             "runner_frames_per_second": self.frames / runner_s if runner_s else 0.0,
-            "latency_ms": {
-                name: _statistics(values) for name, values in {"all": everything, **kinds}.items() if values
-            },
+            "latency_ms": {name: times.figures() for name, times in collected.items()},
             "stages_ms": {name: value / max(self.frames, 1) for name, value in self._stage_ms.items()},
+            "gpu_ms": self._gpu.figures() if self._gpu.count else None,
+            "device": plain(self.device),
             "live": self._live_figures(),
         }
 
@@ -102,8 +136,8 @@ class RunSummary:
         if self._live is None:
             return None
         figures = dict(plain(self._live.stats))
-        if self._answer_age_ms:
-            figures["answer_age_ms"] = _statistics(list(self._answer_age_ms))
+        if self._answer_age.count:
+            figures["answer_age_ms"] = self._answer_age.figures()
         return figures
 
     def renderables(self) -> list[Any]:
@@ -117,20 +151,31 @@ class RunSummary:
             "mean ms",
             "p50 ms",
             "p99 ms",
-            title="Latency of the runner",
+            title=_title(figures["latency_ms"]),
             title_justify="left",
         )
         for name, values in figures["latency_ms"].items():
             table.add_row(
                 name, str(values["frames"]), *(f"{values[key]:.2f}" for key in ("mean", "p50", "p99"))
             )
-        stages = "  ".join(f"{name} {value:.2f}" for name, value in figures["stages_ms"].items())
+        gpu = figures["gpu_ms"]
+        stages = "  ".join(
+            f"{name} {value:.2f}"
+            for name, value in figures["stages_ms"].items()
+            if name != "copy out" or gpu is not None
+        )
         lines = [
             f"{self.frames} frames: {self.keyframes} keyframes, {figures['deltas']} deltas, {figures['skips']} skips; "
             f"{figures['runner_frames_per_second']:.1f} frames/s in the runner, "
             f"{figures['wall_frames_per_second']:.1f} with reading, drawing and writing",
             f"ms a frame: {stages}",
         ]
+        if gpu is not None:
+            lines.append(
+                f"GPU time of a step: mean {gpu['mean']:.2f} ms, p50 {gpu['p50']:.2f} ms, p99 {gpu['p99']:.2f} ms"
+            )
+        if self.device is not None:
+            lines.append(_device_line(self.device))
         if (live := figures["live"]) is not None:
             age = live.get("answer_age_ms")
             lines.append(
@@ -187,7 +232,16 @@ def line_of(result: Result) -> dict[str, Any]:
     return line
 
 
-def _statistics(values: list[float]) -> dict[str, float]:
-    times = np.asarray(values)
-    p50, p99 = np.percentile(times, (50, 99))
-    return {"frames": len(values), "mean": float(times.mean()), "p50": float(p50), "p99": float(p99)}
+def _title(latency: dict[str, dict[str, float]]) -> str:
+    title = "Latency of the runner"
+    if any(values["percentile_frames"] < values["frames"] for values in latency.values()):
+        return f"{title}; percentiles of the last {_RECENT} frames of each row"
+    return title
+
+
+def _device_line(device: CudaReport) -> str:
+    graphs = ", ".join(f"{step} {state}" for step, state in device.graphs.items())
+    return (
+        f"GPU: {device.device} ({device.compute_capability}); memory: {device.memory} ({device.memory_reason}); "
+        f"CUDA graphs: {graphs}; priorities of streams: {device.priorities}"
+    )

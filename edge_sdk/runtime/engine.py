@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +20,9 @@ from edge_sdk.errors import EngineError, RecipeError, ShapeError
 from edge_sdk.gpu import find_gpu
 from edge_sdk.settings import Settings
 from edge_sdk.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from edge_sdk.runtime.cuda.device import CudaReport
 
 ALIGNMENT_BYTES = 256
 
@@ -168,6 +171,11 @@ class Backend(Protocol):
 
     name: str
     owns_thread: bool
+
+    @property
+    def report(self) -> CudaReport | None:
+        """What was chosen on this machine, from the first engine on; None where there is nothing to choose."""
+        ...
 
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
         """Load a graph, or an engine that was built for this machine.

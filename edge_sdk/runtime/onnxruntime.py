@@ -49,6 +49,7 @@ class OrtBackend:
 
     name = "onnxruntime"
     owns_thread = False
+    report = None
 
     def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> OrtEngine:
         """Load an ONNX graph with every graph optimisation, or a built engine as it is.

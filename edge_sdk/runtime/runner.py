@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from edge_sdk.settings import parse_settings
 from edge_sdk.signing import Trust
 from edge_sdk.update.device import open_to_run
 from edge_sdk.video.frame import Frame
+
+if TYPE_CHECKING:
+    from edge_sdk.runtime.cuda.device import CudaReport
 
 T = TypeVar("T")
 
@@ -290,6 +293,11 @@ class EdgeRunner:
             raise _closed()
         stream = opening.streams[0]
         return StartTimes(self._check_ms, opening.load_ms, stream.bind_ms, stream.first_ms, stream.second_ms)
+
+    @property
+    def device_report(self) -> CudaReport | None:
+        """What the backend chose on this machine, such as the kind of memory; None on a CPU or before it is opened."""
+        return self._backend.report
 
     @property
     def state_bytes(self) -> int:

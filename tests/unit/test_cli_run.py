@@ -110,7 +110,7 @@ def test_json_counts_steps_and_times(bundle):
     }
     for values in report["latency_ms"].values():
         assert 0 < values["p50"] <= values["p99"]
-    assert set(report["stages_ms"]) == {"copy in", "step", "decode", "draw", "write"}
+    assert set(report["stages_ms"]) == {"copy in", "step", "copy out", "decode", "draw", "write"}
     assert report["stages_ms"]["draw"] == report["stages_ms"]["write"] == 0
     assert 0 < report["wall_frames_per_second"] <= report["runner_frames_per_second"]
     assert (report["source"], report["output"]) == (SOURCE, None)

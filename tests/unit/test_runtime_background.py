@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -191,6 +192,40 @@ def test_reset_forgets_and_starts_in_turn(bundle: Bundle) -> None:
         lane.finish()
         result = runner(images[3])
         assert (result.kind, result.seq) == (K, 0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_bare_runs_wait_for_the_keyframe_that_is_under_way(bundle: Bundle, fails: bool) -> None:
+    images = random_images(7)
+    with opened(bundle) as (runner, lane):
+        for image in images[:5]:
+            runner(image)
+        assert lane.held  # of frame 4
+        lane.fails = fails
+        timer = threading.Timer(0.05, lane.finish)
+        timer.start()
+        assert [found.kind for found in runner.time_bare([D, D])] == [D, D]
+        assert not lane.held
+        timer.join()
+        for seq, age in ((5, 5 if fails else 1), (6, 6 if fails else 2)):
+            result = runner(images[seq])
+            assert (result.kind, result.state_age) == (D, age)
+            check(images, seq, result)
+        assert runner.keyframe_failures == fails
+
+
+def test_a_bare_keyframe_leaves_the_one_that_was_under_way_alone(bundle: Bundle) -> None:
+    images = random_images(6)
+    with opened(bundle) as (runner, lane):
+        for image in images[:5]:
+            runner(image)
+        timer = threading.Timer(0.05, lane.finish)
+        timer.start()
+        runner.time_bare([K])
+        timer.join()
+        result = runner(images[5])
+        assert (result.kind, result.state_age) == (D, 1)
+        check(images, 5, result)
 
 
 def test_two_streams_interleaved_equal_two_alone(bundle: Bundle) -> None:

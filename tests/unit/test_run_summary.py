@@ -1,0 +1,133 @@
+"""What ``edge-sdk run`` keeps of a run that may last for months, and what it says of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sdk.cli import run_summary
+from edge_sdk.cli.output import plain
+from edge_sdk.cli.run_summary import RunSummary
+from edge_sdk.runtime.cuda.device import CudaReport
+from edge_sdk.runtime.result import Result, StageTimes, StepKind
+from edge_sdk.tasks import Segmentation, TaskSpec, task_from_spec
+
+K, D, S = StepKind.KEYFRAME, StepKind.DELTA, StepKind.SKIP
+TASK = task_from_spec(TaskSpec(classes=("low", "high")))
+
+
+def result(kind: StepKind, ms: float, **times: Any) -> Result:
+    stages = StageTimes(
+        **{"copy_in_ms": 0.0, "copy_out_ms": 0.0, "decode_ms": 0.0, "step_ms": ms, **times}, total_ms=ms
+    )
+    return Result(Segmentation(np.zeros((2, 2), np.uint8)), kind, 0, 0.0, 0.0, 0, stages, TASK)
+
+
+def summary_of(*results: Result) -> RunSummary:
+    summary = RunSummary(bundle=Path("b"), source="camera:0", output=None, results=None)
+    summary.start()
+    for one in results:
+        summary.add(one, draw_ms=0.0, write_ms=0.0)
+    return summary
+
+
+def text(summary: RunSummary) -> str:
+    table, lines = summary.renderables()
+    return f"{table.title}\n{lines}"
+
+
+def test_of_a_long_run_the_percentiles_are_of_its_last_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_summary, "_RECENT", 4)
+    summary = summary_of(
+        result(K, 1000.0),
+        *(result(D, 100.0) for _ in range(96)),
+        *(result(D, float(ms)) for ms in (1, 2, 3, 4)),
+    )
+    figures = summary.figures()
+    assert figures["latency_ms"] == {
+        "all": {
+            "frames": 101,
+            "mean": 10_610 / 101,
+            "p50": 2.5,
+            "p99": pytest.approx(3.97),
+            "percentile_frames": 4,
+        },
+        # Of its own kind a rare step keeps its percentiles, however long ago it was.
+        "keyframe": {"frames": 1, "mean": 1000.0, "p50": 1000.0, "p99": 1000.0, "percentile_frames": 1},
+        "delta": {
+            "frames": 100,
+            "mean": 96.1,
+            "p50": 2.5,
+            "p99": pytest.approx(3.97),
+            "percentile_frames": 4,
+        },
+    }
+    assert (figures["frames"], figures["keyframes"], figures["deltas"], figures["skips"]) == (101, 1, 100, 0)
+    assert figures["runner_frames_per_second"] == pytest.approx(101 / 10.61)
+    assert figures["stages_ms"]["step"] == pytest.approx(10_610 / 101)
+    assert "Latency of the runner; percentiles of the last 4 frames of each row" in text(summary)
+
+
+def test_a_run_keeps_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_summary, "_RECENT", 8)
+    summary = summary_of()
+    one = result(D, 1.0)
+
+    def held() -> int:
+        times = [summary._all, summary._gpu, summary._answer_age, *summary._kinds.values()]
+        return sum(len(kept._recent_ms) for kept in times)
+
+    for count in range(1, 1000):
+        summary.add(one, draw_ms=0.0, write_ms=0.0)
+        assert held() == 2 * min(count, 8)
+
+
+def test_a_short_run_says_nothing_of_windows() -> None:
+    summary = summary_of(result(K, 4.0), result(D, 2.0), result(S, 0.1))
+    assert "percentiles of" not in text(summary)
+    assert summary.figures()["latency_ms"]["all"] == {
+        "frames": 3, "mean": pytest.approx(6.1 / 3), "p50": 2.0, "p99": pytest.approx(3.96), "percentile_frames": 3,
+    }  # fmt: skip
+
+
+def test_before_the_first_frame_there_are_no_latencies() -> None:
+    figures = summary_of().figures()
+    assert (figures["latency_ms"], figures["gpu_ms"], figures["frames"]) == ({}, None, 0)
+
+
+def test_on_a_cpu_nothing_is_said_of_a_gpu() -> None:
+    summary = summary_of(result(K, 4.0), result(D, 2.0))
+    figures = summary.figures()
+    assert (figures["gpu_ms"], figures["device"]) == (None, None)
+    assert figures["stages_ms"]["copy out"] == 0.0
+    assert "copy out" not in text(summary)
+    assert "GPU" not in text(summary)
+
+
+def test_of_a_gpu_its_time_and_what_was_chosen_is_shown() -> None:
+    gpu = {"copy_in_ms": 0.5, "step_ms": 3.0, "copy_out_ms": 0.25}
+    summary = summary_of(
+        result(K, 4.0, gpu_ms=3.0, **gpu), result(D, 4.0, gpu_ms=1.0, **gpu), result(S, 0.0, step_ms=0.0)
+    )
+    summary.device = CudaReport("Orin", "8.7", integrated=True)
+    summary.device.memory, summary.device.memory_reason = "mapped", "the fastest for one frame in and out"
+    summary.device.memory_ms = {"pinned": 0.4, "mapped": 0.2}
+    summary.device.graphs = {"keyframe": "captured", "delta": "turned off"}
+    figures = plain(summary.figures())
+    assert figures["stages_ms"]["copy out"] == pytest.approx(0.5 / 3)
+    # A skipped frame has no time on the GPU.
+    assert figures["gpu_ms"] == {
+        "frames": 2, "mean": 2.0, "p50": 2.0, "p99": pytest.approx(2.98), "percentile_frames": 2,
+    }  # fmt: skip
+    assert figures["device"]["memory"] == "mapped"
+    assert figures["device"]["graphs"] == {"keyframe": "captured", "delta": "turned off"}
+    shown = text(summary)
+    assert "copy out 0.17" in shown
+    assert "GPU time of a step: mean 2.00 ms, p50 2.00 ms, p99 2.98 ms" in shown
+    assert (
+        "GPU: Orin (8.7); memory: mapped (the fastest for one frame in and out); "
+        "CUDA graphs: keyframe captured, delta turned off; priorities of streams: on"
+    ) in shown
