@@ -79,6 +79,7 @@ class Telemetry:
         self._stop = threading.Event()
         self._wait = wait or self._stop.wait
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        # Held while a reading is taken, which a sensor may make long; looking at those that were taken needs no lock.
         self._lock = threading.Lock()
         self._broken: set[str] = set()
         self._readings: list[tuple[Reading, int | None]] = []
@@ -161,8 +162,7 @@ class Telemetry:
 
         Device memory is this process's own where any reading tells it, else that of all processes.
         """
-        with self._lock:
-            taken = tuple(self._readings)
+        taken = tuple(self._readings)
         if all(own_bytes is None for _, own_bytes in taken):
             return tuple(reading for reading, _ in taken)
         return tuple(reading.model_copy(update={"device_bytes": own_bytes}) for reading, own_bytes in taken)
@@ -177,9 +177,8 @@ class Telemetry:
     @property
     def cost(self) -> TelemetryCost:
         """What the readings so far took."""
-        with self._lock:
-            took = self._took_ms or [0.0]
-            return TelemetryCost(len(self._took_ms), statistics.median(took), max(took), self._cpu_ms)
+        took = tuple(self._took_ms) or (0.0,)
+        return TelemetryCost(len(self._took_ms), statistics.median(took), max(took), self._cpu_ms)
 
     def throttle_events(self) -> dict[str, int]:
         """Times that the hardware throttled since the beginning of the block, until now or its end, by counter."""
@@ -208,19 +207,11 @@ class Telemetry:
     @property
     def sources(self) -> tuple[str, ...]:
         """Where readings came from, and why some are missing, as phrases for a report."""
-        with self._lock:
-            told = {
-                name: any(getattr(reading, key) for reading, _ in self._readings)
-                for key, name in (
-                    ("clock_mhz", "clocks"),
-                    ("temperature_c", "temperatures"),
-                    ("power_w", "power"),
-                )
-            }
-            own = any(own_bytes is not None for _, own_bytes in self._readings)
-            used = any(reading.device_bytes is not None for reading, _ in self._readings)
-        there = ", ".join(name for name, is_there in told.items() if is_there)
-        there = ", ".join(name for name, is_there in told.items() if is_there)
+        taken = tuple(self._readings)
+        told = (("clock_mhz", "clocks"), ("temperature_c", "temperatures"), ("power_w", "power"))
+        there = ", ".join(name for key, name in told if any(getattr(reading, key) for reading, _ in taken))
+        own = any(own_bytes is not None for _, own_bytes in taken)
+        used = any(reading.device_bytes is not None for reading, _ in taken)
         phrases = [there] if there else []
         if self._energy.source is not None:
             phrases.append(f"energy: {self._energy.source}")

@@ -18,7 +18,8 @@ _GPU = re.compile(r"gpu$|\.g[a-z]\d+b$|^gpu-gpc-\d+$")
 # Memory: in devfreq on Thor; elsewhere in debugfs, which root alone may read.
 _EMC_DEVFREQ = "bwmgr"
 _EMC_DEBUG = Path("sys/kernel/debug/bpmp/debug/clk/emc/rate")
-_KHZ, _HZ = 1e-3, 1e-6
+# In a megahertz. Dividing gives the nearest number, which is short in JSON; multiplying by 1e-3 does not.
+_KHZ, _HZ = 1e3, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ClockSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """Files of one clock, and what makes megahertz of their numbers."""
+    """Files of one clock, and how many of their units make a megahertz."""
 
     name: str
     unit: float
@@ -73,7 +74,7 @@ class Clocks:
         for clock in self._clocks:
             value = self._files.number(clock.current)
             if value:
-                found[clock.name] = value * clock.unit
+                found[clock.name] = value / clock.unit
         return found
 
     def lowered(self) -> Iterator[str]:
@@ -94,7 +95,7 @@ class Clocks:
                 governors.add(governor)
             most = self._most(clock)
             if high is not None and most is not None and high < most:
-                limits.append(f"{clock.name} at most {high * clock.unit:.0f} of {most * clock.unit:.0f} MHz")
+                limits.append(f"{clock.name} at most {high / clock.unit:.0f} of {most / clock.unit:.0f} MHz")
         return ClockSettings(
             locked=all(locked) if locked else None,
             governors=tuple(sorted(governors)),
@@ -108,7 +109,7 @@ class Clocks:
 
     def _limit_mhz(self, clock: _Clock) -> float | None:
         value = self._files.number(clock.high)
-        return None if value is None else value * clock.unit
+        return None if value is None else value / clock.unit
 
 
 def _processors(files: SysFiles) -> Iterator[_Clock]:

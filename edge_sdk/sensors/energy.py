@@ -108,7 +108,7 @@ class EnergyCounter:
             gone = value - self._last_uj
             self._sum_uj += gone if gone >= 0 else max(0, gone + self._range_uj)
             self._last_uj = value
-        return self._sum_uj * 1e-6
+        return self._sum_uj / 1e6
 
 
 def energy_counters(files: SysFiles) -> list[EnergyCounter]:

@@ -54,13 +54,13 @@ class Rails:
         return total
 
     def _watts(self, name: str) -> float | None:
-        product = 1e-6
+        microwatts = 1
         for path in self._rails[name]:
             value = self._files.number(path)
             if value is None:
                 return None
-            product *= value
-        return product
+            microwatts *= value
+        return microwatts / 1e6
 
 
 def _rails(files: SysFiles) -> Iterator[tuple[str, _Rail]]:

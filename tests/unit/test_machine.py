@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk.gpu import find_gpu, free_gpu_memory
+from edge_sdk.gpu import find_gpu, free_gpu_memory, gpu_address, used_gpu_memory
 from edge_sdk.machine import (
     NO_GPU,
     MachineFacts,
@@ -29,8 +29,10 @@ int cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = 8000000000ull; ret
 int cuDriverGetVersion(int* version) { *version = 12060; return 0; }
 int cuDeviceGetAttribute(int* value, int what, int device) {
     *value = what == 16 ? 8 : what == 18 ? 1 : what == 75 ? 8 : what == 76 ? 7 : -1; return 0; }
-static int current;
-int cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)4096; return 0; }
+int cuDeviceGetPCIBusId(char* address, int size, int device) { strncpy(address, "0000:01:00.0", size); return 0; }
+static int current, active;
+int cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)4096; active = 1; return 0; }
+int cuDevicePrimaryCtxGetState(int device, unsigned* flags, int* on) { *flags = 0; *on = active; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return current; }
 int cuCtxPushCurrent_v2(void* context) { current = 1; return context != (void*)4096; }
 int cuCtxPopCurrent_v2(void** context) { current = 0; return 0; }
@@ -102,6 +104,16 @@ def test_a_driver_without_a_gpu_is_no_gpu(tmp_path: Path) -> None:
     assert free_gpu_memory(none) is None
     assert find_gpu("libc.so.6") is None, "a library of another kind is no driver"
     assert free_gpu_memory(driver(tmp_path)) == 3_000_000_000
+    assert (gpu_address(none), used_gpu_memory(none)) == (None, None)
+
+
+def test_used_memory_is_asked_of_a_gpu_in_use_alone(tmp_path: Path) -> None:
+    """Asking an idle GPU would make a context on it, which takes time that a start is measured by."""
+    made = driver(tmp_path)
+    assert gpu_address(made) == "0000:01:00.0"
+    assert used_gpu_memory(made) is None
+    assert free_gpu_memory(made) == 3_000_000_000, "which makes the context"
+    assert used_gpu_memory(made) == 5_000_000_000
 
 
 @pytest.mark.parametrize(
