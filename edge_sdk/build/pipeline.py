@@ -16,7 +16,7 @@ from edge_sdk.build.tensorrt import build_plan
 from edge_sdk.bundle import Bundle, EngineSet, Variant, extend_bundle, set_name
 from edge_sdk.errors import DependencyError, EdgeSdkError, RecipeError
 from edge_sdk.identity import EngineIdentity, installed_runtime, open_engine
-from edge_sdk.manifest import BackendName, PairSpec, Precision, StepName, StepSpec, StepsSpec
+from edge_sdk.manifest import SIGNATURE, BackendName, PairSpec, Precision, StepName, StepSpec, StepsSpec
 from edge_sdk.progress import Progress, Silent
 
 _ENDINGS: dict[BackendName, str] = {"onnxruntime": ".onnx", "tensorrt": ".plan"}
@@ -53,12 +53,14 @@ class BuildReport:
         engines: every engine that was asked for.
         notes: what was left out, and why.
         choices: by backend, where accuracy settings were given and engines can run here.
+        signature_dropped: a signature was there and is gone, since it did not cover what was built.
     """
 
     bundle: Bundle
     engines: tuple[BuiltEngine, ...]
     notes: tuple[str, ...]
     choices: dict[BackendName, Choice] = field(default_factory=dict)
+    signature_dropped: bool = False
 
 
 def build(recipe: BuildRecipe, *, graphs_only: bool = False, progress: Progress | None = None) -> BuildReport:
@@ -78,10 +80,12 @@ def build(recipe: BuildRecipe, *, graphs_only: bool = False, progress: Progress 
     progress = progress or Silent()
     notes: list[str] = []
     wanted = list(_wanted(recipe, notes, graphs_only))
+    signed = any(_is_signed(place) for place in (recipe.bundle, recipe.out) if place is not None)
     bundle = start_bundle(recipe, wanted, notes)
     bundle = _with_graphs(bundle, recipe, wanted, progress)
     if graphs_only:
-        return BuildReport(bundle, (), tuple(notes))
+        dropped = signed and not _is_signed(bundle.path)
+        return BuildReport(bundle, (), tuple(notes), signature_dropped=dropped)
     engines: list[BuiltEngine] = []
     for backend, precision in wanted:
         bundle, built = _with_engines(bundle, recipe, backend, precision, progress)
@@ -95,7 +99,12 @@ def build(recipe: BuildRecipe, *, graphs_only: bool = False, progress: Progress 
         bundle = _with_choices(bundle, choices)
     else:
         notes.append("nothing was timed or chosen: the recipe has no 'accuracy'")
-    return BuildReport(bundle, tuple(engines), tuple(notes), choices)
+    dropped = signed and not _is_signed(bundle.path)
+    return BuildReport(bundle, tuple(engines), tuple(notes), choices, dropped)
+
+
+def _is_signed(folder: Path) -> bool:
+    return (folder / SIGNATURE).is_file()
 
 
 def _wanted(

@@ -32,11 +32,18 @@ def build(
     from edge_sdk.build.recipe import BuildRecipe
     from edge_sdk.cli.output import emit_json, show
     from edge_sdk.cli.progress import RichProgress
+    from edge_sdk.cli.report import say
     from edge_sdk.settings import load_recipe
 
     settings = load_recipe(recipe, BuildRecipe, out=None if out is None else str(out))
     with RichProgress() as progress:
         report = run(settings, graphs_only=graphs_only, progress=progress)
+    if report.signature_dropped:
+        place = report.bundle.path
+        say(
+            f"{place} is unsigned now: its signature did not cover what was built. Sign it again with: "
+            f"edge-sdk sign {place} --key KEY --release NUMBER"
+        )
     if as_json:
         emit_json(summary(report))
         return
@@ -61,6 +68,7 @@ def summary(report: BuildReport) -> dict[str, Any]:
             for engine in report.engines
         ],
         "notes": list(report.notes),
+        "signature_dropped": report.signature_dropped,
         "chosen": {
             backend: {"name": choice.name, "why": choice.why, "measured": choice.measured()}
             for backend, choice in report.choices.items()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("onnx", reason="graphs are made with onnx")
 ort = pytest.importorskip("onnxruntime", reason="engines are built with ONNX Runtime")
@@ -26,6 +27,7 @@ from edge_sdk.build import pipeline  # noqa: E402
 from edge_sdk.build.pipeline import BuildReport, build  # noqa: E402
 from edge_sdk.build.recipe import BuildRecipe  # noqa: E402
 from edge_sdk.bundle import MANIFEST, Bundle, extend_bundle  # noqa: E402
+from edge_sdk.cli import app  # noqa: E402
 from edge_sdk.errors import (  # noqa: E402
     BundleError,
     DependencyError,
@@ -694,3 +696,31 @@ def test_the_command_prints_path_size_shares_time_and_choice(built: Path) -> Non
     for part in ("there already", "int8 75%, float32 25%", f"engines/{INT8}/delta.onnx", "chosen for onnxruntime: ",
                  "points lost", "speed-up", f"bundle: {built / 'bundle'}"):  # fmt: skip
         assert part in done.stdout, (part, done.stdout)
+
+
+def test_a_build_that_costs_a_bundle_its_signature_says_so(place: Path) -> None:
+    signature = place / "bundle" / "signature.json"
+    signature.write_text("{}")
+    (place / "recipe.yaml").write_text(recipe(place).model_dump_json())
+    command = ["build", str(place / "recipe.yaml"), "--graphs-only"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert not signature.exists()
+    assert json.loads(done.stdout)["signature_dropped"]
+    said = [line for line in done.stderr.splitlines() if "unsigned now" in line]
+    assert len(said) == 1
+    assert said[0].endswith(
+        f"Sign it again with: edge-sdk sign {place / 'bundle'} --key KEY --release NUMBER"
+    )
+
+    signature.write_text("{}")
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert not json.loads(done.stdout)["signature_dropped"]
+    assert signature.exists()
+    assert "unsigned" not in done.stderr
+
+
+def test_a_signed_bundle_that_is_built_elsewhere_stays_signed(place: Path, tmp_path: Path) -> None:
+    (place / "bundle" / "signature.json").write_text("{}")
+    assert build(recipe(place, out=tmp_path / "out"), graphs_only=True).signature_dropped
+    assert (place / "bundle" / "signature.json").exists()
+    assert not (tmp_path / "out" / "signature.json").exists()
