@@ -24,6 +24,7 @@ import typer
 from edge_sdk.cli.report import run_verb
 from edge_sdk.errors import DependencyError, EdgeSdkError, MissingFileError, RecipeError
 from edge_sdk.files import write_text
+from edge_sdk.sensors.power_mode import listed_modes
 
 Command = tuple[str, ...]
 # Runs a command with a text on its stdin; its exit code and what it said.
@@ -67,8 +68,7 @@ class Power:
             raise MissingFileError(
                 f"{path}: {error.strerror}; it lists a Jetson's power modes.", hint="Run this on a Jetson."
             ) from error
-        found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", text, re.MULTILINE)
-        return [Mode(int(number), name) for number, name in found]
+        return [Mode(number, name) for number, name in listed_modes(text).items()]
 
     def mode(self) -> Mode:
         """The mode that is on.

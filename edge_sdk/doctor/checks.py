@@ -27,6 +27,7 @@ from edge_sdk.doctor.repairs import (
     find_machine,
     hidden_package,
 )
+from edge_sdk.sensors import Clocks, PowerModes, SysFiles
 
 Status = Literal["ok", "caution", "absent", "problem"]
 
@@ -197,19 +198,25 @@ def check_dla(machine: Machine, root: Path = Path("/")) -> Check:
 
 
 def check_power(root: Path = Path("/")) -> Check:
-    """Power mode of a Jetson, or the CPU governor elsewhere: both change every measured time."""
+    """Power mode of a Jetson, and how the clocks are set: both change every measured time."""
+    item, files = "power mode", SysFiles(root)
+    mode, clocks = PowerModes(files).current(), Clocks(files).settings()
     answer = _ask("nvpmodel", "-q")
     if answer is not None:
         code, text = answer
-        if code == 0:
-            return Check("power mode", " ".join(text.split()), "ok")
         said = " ".join(text.split()) or f"nvpmodel exits with {code}"
-        return Check("power mode", said, "problem", "sudo nvpmodel -q")
-    try:
-        governor = root / "sys" / "devices" / "system" / "cpu" / "cpu0" / "cpufreq" / "scaling_governor"
-        return Check("power mode", f"CPU governor {governor.read_text(encoding='ascii').strip()}", "ok")
-    except OSError:
-        return Check("power mode", "neither nvpmodel nor a CPU governor", "absent")
+        if code != 0:
+            return Check(item, said, "problem", "sudo nvpmodel -q")
+        mode = said
+    found = [mode] if mode is not None else []
+    if clocks.governors:
+        found.append(f"clock governors: {', '.join(clocks.governors)}")
+    if clocks.locked is not None:
+        found.append("clocks locked" if clocks.locked else "clocks float with the load")
+    found += clocks.limits
+    return Check(
+        item, "; ".join(found) or "neither nvpmodel nor clocks are to be seen", "ok" if found else "absent"
+    )
 
 
 def check_machine(root: Path = Path("/")) -> Check:

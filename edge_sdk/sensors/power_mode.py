@@ -19,9 +19,7 @@ class PowerModes:
 
     def __init__(self, files: SysFiles) -> None:
         self._files = files
-        listed = files.text(files.root / "etc" / "nvpmodel.conf")
-        found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", listed, re.MULTILINE)
-        self.names = {int(number): name for number, name in found}
+        self.names = listed_modes(files.text(files.root / "etc" / "nvpmodel.conf"))
 
     def current(self) -> str | None:
         """Name of the mode that is on, or ``"mode 3"`` where modes are not listed; None where nothing tells.
@@ -34,3 +32,9 @@ class PowerModes:
             return None
         number = int(found[1])
         return self.names.get(number, f"mode {number}")
+
+
+def listed_modes(conf: str) -> dict[int, str]:
+    """Names of the modes by number, from the content of ``/etc/nvpmodel.conf``."""
+    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", conf, re.MULTILINE)
+    return {int(number): name for number, name in found}

@@ -23,6 +23,7 @@ from edge_sdk.doctor.checks import (
 )
 from edge_sdk.doctor.probes import PROBES, answer
 from edge_sdk.doctor.repairs import advice, find_machine
+from tests.machine_files import laptop, orin
 
 PLAIN = Machine(l4t=None, nvidia=False)
 ORIN = Machine(l4t="R36.4.3", nvidia=True)
@@ -341,16 +342,21 @@ def test_jetpacks_tensorrt_outside_a_virtual_environment_is_found(folder, found,
     assert probe("tensorrt", PLAIN, tmp_path).status == "absent"
 
 
-def test_the_power_mode_is_nvpmodels_or_the_governor(program, tmp_path):
+def test_the_power_mode_and_how_clocks_are_set(program, tmp_path):
     assert check_power(tmp_path).status == "absent"
-    governor = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    governor.parent.mkdir(parents=True)
-    governor.write_text("performance\n")
-    assert check_power(tmp_path) == Check("power mode", "CPU governor performance", "ok")
+    governed = Check("power mode", "clock governors: powersave; clocks float with the load", "ok")
+    assert check_power(laptop(tmp_path / "laptop")) == governed
+    clocks = (
+        "clock governors: nvhost_podgov, schedutil; clocks float with the load; cpu0 at most 1510 of 1728 MHz; "
+        "cpu4 at most 1510 of 1728 MHz; gpu at most 625 of 1020 MHz"
+    )
+    board = orin(tmp_path / "orin")
+    assert check_power(board) == Check("power mode", f"15W; {clocks}", "ok")
     program("nvpmodel", "NV Power Mode: MAXN\n0\n")
+    assert check_power(board) == Check("power mode", f"NV Power Mode: MAXN 0; {clocks}", "ok")
     assert check_power(tmp_path) == Check("power mode", "NV Power Mode: MAXN 0", "ok")
     program("nvpmodel", "", code=255)
-    assert check_power(tmp_path).status == "problem"
+    assert check_power(board).status == "problem"
 
 
 def test_memory_is_read_from_meminfo(tmp_path):
