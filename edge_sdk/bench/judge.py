@@ -102,6 +102,8 @@ def refuse_early(recipe: BenchRecipe, budget: Budget) -> None:
     for name, limit in budget.limits().items():
         if name in _ACCURACY and recipe.source is None:
             raise _missing(name, "a synthetic scene has no accuracy", "Give a clip with source=.")
+        if name in _ACCURACY and not recipe.accuracy:
+            raise _missing(name, "the recipe leaves out accuracy", "Give accuracy=True.")
         if name in _AT_PACE and recipe.camera_share == 0:
             raise _missing(name, "the recipe has no blocks at camera pace", "Give camera_share= above 0.")
         of = limit.of if isinstance(limit, Relative) else None

@@ -79,7 +79,7 @@ def test_a_budget_that_holds_passes_and_is_summed_up(run: Run, bench: Bench) -> 
     result = run('edge_bench("bundle", fps=30, p99_ms=40, miss_rate=0.02, mean_ms=times(0.8, "teacher"))')
     result.assert_outcomes(passed=1)
     ((recipe, backend),) = bench.asked
-    assert (recipe, backend) == (BenchRecipe(bundle=Path("bundle"), fps=30), None)
+    assert (recipe, backend) == (BenchRecipe(bundle=Path("bundle"), fps=30, accuracy=False), None)
     (line,) = summary(result)
     age = SOUND.figures.row("subject", "camera").latency()  # type: ignore[union-attr]
     assert age is not None
@@ -215,6 +215,11 @@ def test_what_is_not_there_is_skipped_loudly_or_fails_where_it_is_required(
     assert line.endswith("(--edge-bench-required)")
 
 
+def test_a_test_that_prepares_something_can_be_skipped_before(run: Run, bench: Bench) -> None:
+    result = run('edge_bench.require(device="Orin"); raise AssertionError("not reached")')
+    result.assert_outcomes(skipped=1)
+
+
 def test_a_device_that_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import platform
 
@@ -241,6 +246,23 @@ def test_tests_that_ask_for_the_same_share_one_run(run: Run, bench: Bench) -> No
     assert [line.split(": ")[0].split("::")[1] for line in summary(result)] == [
         "test_tail", "test_mean", "test_other_rate",
     ]  # fmt: skip
+
+
+def test_accuracy_is_measured_where_it_has_a_budget_and_such_a_run_serves_the_others(
+    run: Run, bench: Bench
+) -> None:
+    result = run("""
+def test_scored(edge_bench):
+    edge_bench("bundle", source="clip", min_miou=0.5)
+
+def test_tail(edge_bench):
+    edge_bench("bundle", source="clip", p99_ms=40)
+
+def test_tail_at_another_rate(edge_bench):
+    edge_bench("bundle", source="clip", fps=25, p99_ms=40)
+""")
+    result.assert_outcomes(passed=3)
+    assert [(recipe.fps, recipe.accuracy) for recipe, _ in bench.asked] == [(None, True), (25, False)]
 
 
 def test_a_bundle_that_was_built_anew_is_measured_anew(run: Run, bench: Bench) -> None:

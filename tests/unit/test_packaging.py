@@ -99,6 +99,14 @@ def test_the_entry_point_is_the_command(built):
     assert getattr(importlib.import_module(found[1]), found[2]) is cli.main
 
 
+def test_the_pytest_plug_in_is_named_as_its_module(built):
+    """Then it is not registered twice where a session names the module too."""
+    text = (built / "edge_sdk.egg-info" / "entry_points.txt").read_text(encoding="utf-8")
+    named = text.split("[pytest11]\n")[1].split()
+    assert named == ["edge_sdk.bench.plugin", "=", "edge_sdk.bench.plugin"]
+    assert hasattr(importlib.import_module(named[2]), "edge_bench")
+
+
 def test_pyproject_carries_no_metadata():
     text = (ROOT / "pyproject.toml").read_text()
     assert "[build-system]" in text
