@@ -14,6 +14,7 @@ import pytest
 import edge_sdk
 import edge_sdk.bench
 import edge_sdk.bench.judge  # before the sessions in this process, each of which forgets what it imports
+import edge_sdk.bench.report
 from edge_sdk.bench import BenchDocument, BenchRecipe
 from edge_sdk.errors import BundleError, DependencyError
 from tests.bench_world import make_document
