@@ -27,6 +27,7 @@ from edge_sdk.cli import (
     sign,
     slots,
     train,
+    tune,
 )
 from edge_sdk.cli.report import Verbs, call
 
@@ -52,6 +53,7 @@ for _verb in (
     evaluate.evaluate,
     compare.compare,
     bench.bench,
+    tune.tune,
     keygen.keygen,
     sign.sign,
     install.install,

@@ -49,7 +49,8 @@ _Results = Annotated[Path | None, typer.Option("--results", help="Write one JSON
 
 def run(
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="Folder written by 'edge-sdk export'.")
+        str | None,
+        typer.Argument(metavar="BUNDLE", help="Folder written by 'edge-sdk export'; --recipe names it too."),
     ] = None,
     source: Annotated[str | None, typer.Argument(metavar="SOURCE", help=SOURCES)] = None,
     recipe: RecipeOption = None,
@@ -75,7 +76,8 @@ def run(
     'csi://0?width=1280&height=720&fps=30&flip=rotate-180', of rtsp a '#', such as 'rtsp://host/path#latency_ms=100'.
     Of files every frame is answered, of live sources the newest; one that stalls is opened again.
 
-    A run recipe, such as 'edge-sdk tune' writes, holds the settings of a run; options replace its values.
+    A run recipe, such as 'edge-sdk tune' writes, holds the settings of a run; options replace its values. It names the
+    bundle, so that a single argument beside it is the SOURCE.
 
     Ctrl-C or SIGTERM ends a run on a live source as its normal end: what was written is kept.
     """
@@ -88,6 +90,8 @@ def run(
     from edge_sdk.video import exit_on_signals, open_source
 
     serving = serve_settings(serve, serve_token)
+    if recipe is not None and source is None:
+        bundle, source = None, bundle
     given = {
         "bundle": bundle, "source": source, "backend": backend, "engine": engine, "threads": threads,
         "schedule": schedule_from(interval, schedule), "trust": {"keys": trust} if trust else None,

@@ -125,6 +125,9 @@ def test_arguments_replace_the_recipe_too(recipe, bundle, tmp_path) -> None:
     shorter = SOURCE.replace("frames=6", "frames=5")
     report = json.loads(ran(other, shorter, "--recipe", recipe).stdout)
     assert (report["bundle"], report["source"], report["frames"]) == (str(other), shorter, 5)
+    # One argument beside a recipe, which names the bundle, is the source.
+    report = json.loads(ran(shorter, "--recipe", recipe).stdout)
+    assert (report["bundle"], report["source"], report["frames"]) == (str(bundle), shorter, 5)
 
 
 def test_background_keyframes_come_from_the_recipe(bundle, tmp_path) -> None:
