@@ -19,6 +19,7 @@ from edge_sdk.serve.state import state_of
 from edge_sdk.serve.watch import shown_uri
 from edge_sdk.settings import parse_settings
 from edge_sdk.video.slot import SourceStats
+from tests.machine_files import orin, write
 from tests.serve_world import TOKEN, FakeRunner, answer, camera, watch
 
 
@@ -160,6 +161,14 @@ def test_the_state_holds_what_the_page_shows_and_only_new_points():
     assert state_of(seen_by.look(), after=3)["points"] == []
 
 
+def test_the_state_holds_what_the_machine_tells(tmp_path):
+    seen_by = watch(root=write(orin(tmp_path), {"sys/class/thermal/cooling_device4/cur_state": 9}))
+    state = state_of(seen_by.look(), after=-1)
+    assert state["clock_mhz"] == {"cpu0": 1190.4, "cpu4": 729.6, "gpu": 306.0}
+    assert state["fan_rpm"] == {"pwm_tach": 2140}
+    assert state["throttled"] == ("devfreq-17000000.gpu: state 9",)
+
+
 @pytest.mark.parametrize(
     ("stats", "counts", "dropped"),
     [
@@ -227,10 +236,7 @@ def parsed(text):
 
 
 def test_prometheus_reads_every_metric(tmp_path):
-    zone = tmp_path / "sys/class/thermal/thermal_zone0"
-    zone.mkdir(parents=True)
-    (zone / "type").write_text("cpu-thermal\n")
-    (zone / "temp").write_text("48500\n")
+    write(orin(tmp_path), {"sys/class/thermal/cooling_device2/cur_state": 1})
     stats = SourceStats(received=9, delivered=6, dropped=2, corrupt=1, stalls=1, reconnects=1, age_ms=3.5)
     seen_by = watch(camera(stats), FakeRunner(WorkerCounts(submitted=6, answered=5, replaced=1)), tmp_path)
     seen_by.record.add(answer(0, ms=30, kind=StepKind.KEYFRAME, age=0))
@@ -253,7 +259,12 @@ def test_prometheus_reads_every_metric(tmp_path):
     assert samples["edge_sdk_source_stalls_total",] == samples["edge_sdk_source_reconnects_total",] == 1
     assert samples["edge_sdk_submitted_frames_total", ("fate", "answered")] == 5
     assert samples["edge_sdk_errors_total", ("where", "draw")] == 1
-    assert samples["edge_sdk_temperature_celsius", ("zone", "cpu")] == 48.5
+    assert samples["edge_sdk_temperature_celsius", ("zone", "cpu")] == 51.25
+    assert samples["edge_sdk_power_watts", ("rail", "VDD_IN")] == 6.2
+    assert samples["edge_sdk_clock_hertz", ("clock", "gpu")] == 306e6
+    assert samples["edge_sdk_fan_rpm", ("fan", "pwm_tach")] == 2140
+    assert samples["edge_sdk_throttled",] == 1
+    assert samples["edge_sdk_throttle_events_total", ("counter", "power alarm oc3")] == 37
     assert samples["edge_sdk_viewers",] == 2
     assert samples["edge_sdk_last_answer_seconds",] >= 0
     (info,) = (dict(key[1:]) for key in samples if key[0] == "edge_sdk_info")
@@ -266,6 +277,9 @@ def test_prometheus_reads_every_metric(tmp_path):
 def test_prometheus_reads_a_run_that_has_not_begun():
     samples, _ = parsed(prometheus_text(watch().look(), viewers=0))
     assert samples["edge_sdk_dropped_frames_total",] == 0
+    assert ("edge_sdk_throttled",) not in samples, (
+        "where nothing tells, nobody knows that it is not throttled"
+    )
     assert not any(name.startswith(("edge_sdk_frames", "edge_sdk_latency")) for name, *_ in samples)
 
 
