@@ -93,6 +93,56 @@ def test_a_frame_makes_nothing_and_waits_once(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.parametrize("memory", KINDS)
+def test_the_device_s_times_are_stages_of_a_frame(memory: Any, tmp_path: Path) -> None:
+    """By the driver's clock: 1 us an operation, a record of an event too, and 1 ns a byte read or written."""
+    made = residual(SIZE).write(tmp_path / "bundle", EverySchedule(interval=2))
+    pixels = SIZE[0] * SIZE[1]
+    frame_bytes, mask_bytes, state_bytes = 3 * pixels, pixels, 4 * pixels
+    compute_ms = (2_000 + frame_bytes + mask_bytes + state_bytes) * 1e-6
+    copied = memory == "pinned"
+    upload_ms, download_ms = ((2_000 + 2 * size) * 1e-6 * copied for size in (frame_bytes, mask_bytes))
+    with watched(), EdgeRunner(made, backend=DeviceOrtBackend(CudaOptions(memory=memory))) as runner:
+        for image in IMAGES:
+            times = runner(image).times
+            assert times.gpu_ms == pytest.approx(compute_ms, rel=1e-4)
+            assert times.copy_out_ms == pytest.approx(download_ms, rel=1e-4)
+            assert times.copy_in_ms > upload_ms
+            assert times.step_ms > 0
+            stages = times.copy_in_ms + times.step_ms + times.copy_out_ms + times.decode_ms
+            assert stages <= times.total_ms
+        kinds = [StepKind.KEYFRAME, StepKind.DELTA, StepKind.DELTA]
+        for found in runner.time_bare(kinds):
+            assert found.gpu_ms == pytest.approx(compute_ms, rel=1e-4)
+            assert found.wall_ms > 0
+
+
+def test_bare_runs_do_what_a_frame_does_on_the_device(tmp_path: Path) -> None:
+    made = PAIRS["chaining"](SIZE).write(tmp_path / "bundle", EverySchedule(interval=4))
+    with watched() as driver, EdgeRunner(made, backend=DeviceOrtBackend()) as runner:
+        counts = []
+        for work in (lambda: [runner(image) for image in IMAGES[:4]], lambda: runner.time_bare(
+            [StepKind.KEYFRAME, *[StepKind.DELTA] * 3]
+        )):  # fmt: skip
+            driver.configure()
+            work()
+            counts.append(driver.report().calls)
+        assert counts[0] == counts[1]
+        # The frames go on with their own keyframe.
+        assert [runner(image).kind for image in IMAGES[4:6]] == [StepKind.KEYFRAME, StepKind.DELTA]
+
+
+def test_a_start_on_a_device_is_told(tmp_path: Path) -> None:
+    made = residual(SIZE).write(tmp_path / "bundle", EverySchedule(interval=5))
+    with watched(), EdgeRunner(made, backend=DeviceOrtBackend(), background=BackgroundKeyframes()) as runner:
+        times = runner.start_times
+        assert set(times.first_ms) == set(times.second_ms) == {"keyframe", "delta", "background keyframe"}
+        assert min(times.load_ms, times.bind_ms, *times.first_ms.values(), *times.second_ms.values()) > 0
+        report = runner.device_report
+        assert report is not None
+        assert (report.memory, report.graphs) == ("pinned", {"keyframe": "captured", "delta": "captured"})
+
+
 @pytest.mark.parametrize("memory", ["mapped", "managed"])
 def test_memory_that_is_shared_is_not_copied(memory: Any, tmp_path: Path) -> None:
     made = residual(SIZE).write(tmp_path / "bundle")
