@@ -257,15 +257,17 @@ class EdgeBench:
         return document
 
     def _write(self, document: BenchDocument, folder: Path) -> None:
+        from edge_sdk.bench.document import JSON_NAME
         from edge_sdk.bench.report import write_report
         from edge_sdk.errors import DependencyError
+        from edge_sdk.files import write_text
 
         try:
             write_report(document, folder)
-        except (
-            DependencyError
-        ) as error:  # a device need not have what draws; what was measured is no less true
-            self._item.warn(BenchWarning(f"{_FIXTURE}: no report in {folder}: {error}"))
+        except DependencyError as error:
+            # A device need not have what draws; what was measured is no less true.
+            write_text(folder / JSON_NAME, document.to_json())
+            self._item.warn(BenchWarning(f"{_FIXTURE}: {folder} holds {JSON_NAME} but no report: {error}"))
 
     def _hold(self, document: BenchDocument, budget: Budget) -> BenchDocument:
         from edge_sdk.bench.judge import breaches, judge

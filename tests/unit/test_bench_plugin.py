@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -356,14 +357,20 @@ def test_reports_are_written_for_each_test_also_where_a_run_is_shared(
     assert in_out == [in_out[0], f"{in_out[0]}-2"]
 
 
-def test_a_machine_that_cannot_draw_still_judges(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_draw_still_judges(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write_report(document: BenchDocument, folder: Path) -> None:
         raise DependencyError("the report needs the package matplotlib.", hint="Install it.")
 
     monkeypatch.setattr("edge_sdk.bench.report.write_report", write_report)
     result = run('edge_bench("bundle", p99_ms=15)', "--edge-bench-out", "out")
     result.assert_outcomes(failed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*BenchWarning: edge_bench: no report in out*matplotlib*"])
+    result.stdout.fnmatch_lines(
+        ["*BenchWarning: edge_bench: out/*test_camera holds bench.json but no report: *matplotlib*"]
+    )
+    (written,) = (pytester.path / "out").glob("*/bench.json")
+    assert BenchDocument.load(written) == SOUND
 
 
 @pytest.mark.parametrize(
@@ -408,6 +415,42 @@ def test_a_session_that_measures_nothing_says_nothing_of_it(run: Run) -> None:
     result = run("def test_other():\n    pass\n")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*latency tests*")
+
+
+def test_the_readmes_test_is_eight_lines_and_runs(
+    pytester: pytest.Pytester, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(edge_sdk.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Latency tests") :]
+    source = section.split("```python\n")[1].split("```")[0]
+    assert len([line for line in source.splitlines() if line.strip()]) <= 8
+    monkeypatch.setattr("edge_sdk.runtime.engine.backend_available", lambda name: name == "tensorrt")
+    monkeypatch.setattr("edge_sdk.bench.plugin.EdgeBench._place", lambda self: "NVIDIA Jetson Orin NX")
+    pytester.makepyfile(source)
+    pytester.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider").assert_outcomes(passed=1)
+    ((recipe, _),) = bench.asked
+    assert (recipe.bundle, recipe.backend, recipe.fps, recipe.accuracy) == (
+        Path("my_pair"),
+        "tensorrt",
+        30,
+        True,
+    )
+
+
+def test_the_options_that_the_documents_name_exist(run: Run) -> None:
+    root = Path(edge_sdk.__file__).parents[1]
+    documents = "".join(
+        (root / name).read_text(encoding="utf-8") for name in ("README.md", "jetson/README.md")
+    )
+    named = set(re.findall(r"--edge-bench-[a-z]+", documents))
+    listed = run("", "--help").stdout.str()
+    assert named == {
+        "--edge-bench-out",
+        "--edge-bench-preset",
+        "--edge-bench-seconds",
+        "--edge-bench-required",
+    }
+    assert all(option in listed for option in named)
 
 
 IMPORTS = """
