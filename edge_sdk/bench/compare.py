@@ -50,7 +50,8 @@ def compare(old: BenchDocument, new: BenchDocument, *, margin: float = MARGIN) -
     _refuse_other_work(old, new)
     machine = _machine(old, new)
     reference = None if machine is None else math.exp(float(np.mean(_yardstick_logs(old))))
-    runs = Run(old, reference), Run(new, reference)
+    with_bare = all(_has_bare(document, machine is not None) for document in (old, new))
+    runs = Run(old, reference, with_bare), Run(new, reference, with_bare)
     pairs = []
     for metric in METRICS:
         before, after = (
@@ -163,6 +164,12 @@ def _yardstick_logs(document: BenchDocument) -> np.ndarray:
             return np.empty(0)
         by_round.setdefault(block.round, []).append(math.log(block.yardstick_ms))
     return np.array([np.mean(by_round[number]) for number in sorted(by_round)])
+
+
+def _has_bare(document: BenchDocument, adjusted: bool) -> bool:
+    """Whether the bare engine was run in every round, with a yardstick where times are put right by one."""
+    rounds = {block.round for block in document.bare if block.yardstick_ms or not adjusted}
+    return {block.round for block in subject_blocks(document, "saturated")} <= rounds
 
 
 def _machine(old: BenchDocument, new: BenchDocument) -> Effect | None:

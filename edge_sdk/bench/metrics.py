@@ -11,11 +11,11 @@ import numpy as np
 from edge_sdk.bench.document import SUBJECT, BenchDocument
 from edge_sdk.bench.effects import Prior
 from edge_sdk.bench.pooled import Pooled, round_parts
-from edge_sdk.bench.samples import Block, Mode
+from edge_sdk.bench.samples import BareBlock, Block, Mode
 
 # A run of few rounds tells its spread badly; see effects.effect for what these are for. A median or mean of hundreds of
-# frames differs by 1 to 2 % from one opening of a runner to the next: where memory lies decides which lines of a cache
-# collide. A p99 rests on a few frames of a round.
+# frames differs by 1 to 2 % from one opening of a runner to the next, on any machine that is left alone: where memory
+# lies decides which lines of a cache collide. A p99 rests on a few frames of a round.
 _STEADY = Prior(0.015)
 _TAIL = Prior(0.05)
 
@@ -45,8 +45,8 @@ class Metric:
         unit: of its value.
         mode: of the blocks that it rests on.
         of: the figure of a run; None where the run does not have it.
-        weight: share of the family's level, relative to the others'. Steps and the mean get more: a change of the
-            bundle is in them first, and with few rounds nothing is found at a small level.
+        weight: share of the family's level, relative to the others'. The steps get most: a change of the bundle is in
+            them, undiluted, and with few rounds nothing is found at a small level. The others' margins are wide.
         margins: changes up to so many central margins count as none; see ``METRICS`` for why each.
         prior: what is known of its spread between rounds.
         timed: a time, which a slower machine makes longer.
@@ -70,11 +70,16 @@ class Run:
     Args:
         document: the run.
         reference_ms: times are told as on a machine whose yardstick takes so long; None leaves them as they are.
+        with_bare: a step's figure is the geometric mean of its medians through the runner and bare. Both run the same
+            engine, at two times of the round, so that a spell that the yardstick has missed weighs half.
     """
 
-    def __init__(self, document: BenchDocument, reference_ms: float | None = None) -> None:
+    def __init__(
+        self, document: BenchDocument, reference_ms: float | None = None, with_bare: bool = False
+    ) -> None:
         self.document = document
         self.reference_ms = reference_ms
+        self.with_bare = with_bare
         self._pools: dict[Mode, Pooled] = {}
 
     def pool(self, mode: Mode) -> Pooled:
@@ -89,7 +94,15 @@ class Run:
         factors = [self._scale(block) for block in pool.blocks]
         return np.repeat(np.array(factors, np.float64), [len(block.frames) for block in pool.blocks])
 
-    def _scale(self, block: Block) -> float:
+    def bare(self, letter: str) -> dict[int, float]:
+        """Median time of one kind of step bare, by round, on the reference machine."""
+        found: dict[int, list[float]] = {}
+        for block in self.document.bare:
+            times = np.array(block.wall_ms)[np.array(list(block.kinds), "U1") == letter]
+            found.setdefault(block.round, []).extend((times * self._scale(block)).tolist())
+        return {number: float(np.median(times)) for number, times in found.items() if times}
+
+    def _scale(self, block: Block | BareBlock) -> float:
         if self.reference_ms is None or block.yardstick_ms is None:
             return 1.0
         return self.reference_ms / block.yardstick_ms
@@ -147,7 +160,13 @@ def _step(letter: str) -> Callable[[Run], Rounds | None]:
         pool = run.pool("saturated")
         mask = pool.letters == letter
         raw = pool.stages["step"]
-        return _percentile((raw * run.scales(pool))[mask], raw[mask], pool.round[mask], 50)
+        found = _percentile((raw * run.scales(pool))[mask], raw[mask], pool.round[mask], 50)
+        if found is None or not run.with_bare:
+            return found
+        bare = run.bare(letter)
+        numbers = np.unique(pool.round[mask]).tolist()
+        both = [math.sqrt(ms * bare[n]) for n, ms in zip(numbers, found.by_round, strict=True) if bare.get(n)]
+        return Rounds(found.value, np.array(both))
 
     return of
 
@@ -219,17 +238,17 @@ def _energy(run: Run) -> Rounds | None:
 
 
 METRICS = (
-    Metric("keyframe step p50", "ms", "saturated", _step("k"), 5.0, 1.0, _STEADY),
-    Metric("delta step p50", "ms", "saturated", _step("d"), 5.0, 1.0, _STEADY),
-    Metric("mean saturated", "ms", "saturated", _mean, 3.0, 1.0, _STEADY),
+    Metric("keyframe step p50", "ms", "saturated", _step("k"), 8.0, 1.0, _STEADY),
+    Metric("delta step p50", "ms", "saturated", _step("d"), 8.0, 1.0, _STEADY),
+    Metric("mean saturated", "ms", "saturated", _mean, 2.0, 1.0, _STEADY),
     # 5 % for a central margin of 3 %: between frames a processor falls asleep, and wakes up as it likes.
-    Metric("age p50 of the usual frame", "ms", "camera", _usual_age, 1.0, 5 / 3, _STEADY),
+    Metric("age p50 of the usual frame", "ms", "camera", _usual_age, 0.5, 5 / 3, _STEADY),
     # 10 %: a p99 moves with the few frames during which something else ran.
-    Metric("age p99", "ms", "camera", _age_tail, 1.0, 10 / 3, _TAIL),
+    Metric("age p99", "ms", "camera", _age_tail, 0.5, 10 / 3, _TAIL),
     # One point, which is one frame in a hundred: below it the p99 is in time in both runs, or in neither.
-    Metric("deadline misses", "share", "camera", _misses, 1.0, 1 / 3, None, is_share=True),
+    Metric("deadline misses", "share", "camera", _misses, 0.5, 1 / 3, None, is_share=True),
     # 5 %: allocators and thread pools come out a few percent apart from one start to the next.
-    Metric("memory of the process", "bytes", "saturated", _memory, 1.0, 5 / 3, Prior(0.01), timed=False),
+    Metric("memory of the process", "bytes", "saturated", _memory, 0.5, 5 / 3, Prior(0.01), timed=False),
     # 5 %: sensors tell power to a few percent, and it rises with temperature.
-    Metric("energy a frame", "mJ", "camera", _energy, 1.0, 5 / 3, Prior(0.02), timed=False),
+    Metric("energy a frame", "mJ", "camera", _energy, 0.5, 5 / 3, Prior(0.02), timed=False),
 )
