@@ -9,9 +9,11 @@ from itertools import pairwise
 import pytest
 
 from edge_sdk import EdgeRunner, EverySchedule, Frame, open_source
+from edge_sdk.sensors import SensorReader
 from edge_sdk.serve import LiveServer, ServeSettings
 from tests.browser import MISSING, Browser, find_chromium
 from tests.graphs import residual
+from tests.machine_files import orin, policy, write
 from tests.serve_world import until
 
 pytest.importorskip("cv2")
@@ -182,3 +184,41 @@ def test_the_page_says_when_the_run_is_over_and_goes_on_with_the_next(browser, b
         until(lambda: page.viewers == 1, seconds=30)
         before = browser.value(PICTURE)
         browser.until(f"{PICTURE} !== {before}")
+
+
+def test_the_page_shows_clocks_and_what_holds_them_down(browser, bundle, tmp_path, monkeypatch):
+    write(orin(tmp_path), {"sys/class/thermal/cooling_device2/cur_state": 1})
+    monkeypatch.setattr("edge_sdk.serve.watch.SensorReader", lambda root: SensorReader(tmp_path))
+    with run(bundle) as page:
+        browser.open(page.url)
+        browser.until(f"{COUNT} > 5")
+        shown = browser.value("document.getElementById('figures').innerText")
+        for text in (
+            "cpu0",
+            "1190 MHz",
+            "306 MHz",
+            "2140 rpm",
+            "6.20 W",
+            "throttled",
+            "gpu-throttle-alert: state 1",
+        ):
+            assert text in shown
+        bad = browser.value("[...document.querySelectorAll('#figures .bad')].map((cell) => cell.textContent)")
+        assert "gpu-throttle-alert: state 1" in bad
+    assert browser.complaints == []
+
+
+def test_the_clocks_of_many_cores_are_shown_as_a_range(browser, bundle, tmp_path, monkeypatch):
+    for number in range(8):
+        write(
+            tmp_path, policy(number, 2_000_000 + 100_000 * number, 400_000, 4_200_000, 4_200_000, "powersave")
+        )
+    monkeypatch.setattr("edge_sdk.serve.watch.SensorReader", lambda root: SensorReader(tmp_path))
+    with run(bundle) as page:
+        browser.open(page.url)
+        browser.until(f"{COUNT} > 5")
+        shown = browser.value("document.getElementById('figures').innerText").split("\n")
+    assert "cpu0" not in shown
+    for name, text in (("slowest cpu", "2000 MHz"), ("fastest cpu", "2700 MHz")):
+        assert text in shown[shown.index(name) + 1 :]
+    assert browser.complaints == []
