@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from itertools import accumulate
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_sdk.sensors import Clocks, ClockSettings, EnergyMeter, PowerModes, SensorReader, SysFiles, Throttles
 from edge_sdk.sensors.files import named
@@ -231,6 +236,18 @@ def test_energy_counters_add_up_and_go_on_after_their_end(tmp_path, clock):
     assert meter.joules() == pytest.approx(30 + 20 + 1)
     (tmp_path / ZONE / "energy_uj").unlink()
     assert meter.joules() == pytest.approx(51), "a counter that has gone stands still"
+
+
+@given(steps=st.lists(st.integers(0, 99_999_999), max_size=20))
+def test_no_step_of_a_counter_is_lost_over_its_end(steps):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write(root, folder(ZONE, {"name": "package-0", "energy_uj": 0, "max_energy_range_uj": 100_000_000}))
+        files = SysFiles(root)
+        meter = EnergyMeter(files, Rails(files), Seconds())
+        for count, spent in enumerate(accumulate(steps), 1):
+            write(root, {f"{ZONE}/energy_uj": spent % 100_000_000})
+            assert meter.joules() == pytest.approx(sum(steps[:count]) / 1e6)
 
 
 def test_a_counter_that_does_not_say_where_it_ends_never_runs_backwards(tmp_path, clock):
