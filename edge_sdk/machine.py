@@ -56,7 +56,7 @@ def machine_facts(backend: str, root: Path = Path("/"), driver: str = DRIVER) ->
         driver: the CUDA driver's library.
     """
     arch, system = platform.machine().lower(), sys.platform
-    memory = _memory_bytes(root)
+    memory = total_memory_bytes(root) or 0
     if backend != "tensorrt":
         cpuinfo = _read(root / "proc" / "cpuinfo")
         return MachineFacts(
@@ -108,8 +108,9 @@ def available_memory_bytes(root: Path = Path("/")) -> int | None:
     return _meminfo(root, "MemAvailable")
 
 
-def _memory_bytes(root: Path) -> int:
-    return _meminfo(root, "MemTotal") or 0
+def total_memory_bytes(root: Path = Path("/")) -> int | None:
+    """Memory of this machine, in bytes; ``None`` where Linux does not say."""
+    return _meminfo(root, "MemTotal")
 
 
 def _meminfo(root: Path, key: str) -> int | None:

@@ -27,6 +27,7 @@ from edge_sdk.doctor.repairs import (
     find_machine,
     hidden_package,
 )
+from edge_sdk.machine import available_memory_bytes, total_memory_bytes
 from edge_sdk.sensors import Clocks, PowerModes, SysFiles
 
 Status = Literal["ok", "caution", "absent", "problem"]
@@ -222,13 +223,10 @@ def check_power(root: Path = Path("/")) -> Check:
 def check_machine(root: Path = Path("/")) -> Check:
     """Cores this process may use, and memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        lines = (root / "proc" / "meminfo").read_text(encoding="ascii").splitlines()
-        sizes_kb = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        total, free = sizes_kb["MemTotal"] / 2**20, sizes_kb["MemAvailable"] / 2**20
-        memory = f"{total:.1f} GiB memory, {free:.1f} GiB free"
-    except (OSError, KeyError, ValueError, IndexError):
-        memory = "memory unknown"
+    total, free = total_memory_bytes(root), available_memory_bytes(root)
+    memory = "memory unknown"
+    if total is not None and free is not None:
+        memory = f"{total / 2**30:.1f} GiB memory, {free / 2**30:.1f} GiB free"
     return Check("machine", f"{platform.system()} {platform.machine()}, {cores} cores, {memory}", "ok")
 
 

@@ -87,7 +87,7 @@ def read_clip(
     tick = tick or Silent().update
     with open_source(uri, limit=limit) as source:
         uri = source.uri  # without password
-        _check_size(uri, source.size_hw, size_hw)
+        check_frame_size(uri, source.size_hw, size_hw)
         count = source.frame_count if source.frame_count is not None else limit
         if count is None and source.live:
             raise RecipeError(f"source {uri}: it never ends.", hint="Set `limit` to a number of frames.")
@@ -101,13 +101,19 @@ def read_clip(
                 )
             _check_memory(uri, index + 1, room, size_hw, memory_bytes)
             frames.append(Frame(frame.image, index, frame.captured_s))
-            truths.append(_truth(uri, frame, task, size_hw) if labels else None)
+            truths.append(truth_of(uri, frame, task, size_hw) if labels else None)
             tick("read", index + 1, count or 0)
         fps = source.fps
     return Clip(uri, fps, tuple(frames), tuple(truths))
 
 
-def _truth(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segmentation | None:
+def truth_of(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segmentation | None:
+    """The labels of a frame, checked; None where there are none.
+
+    Raises:
+        ShapeError: they are of another size than the frame.
+        FileFormatError: they hold ids that are no classes.
+    """
     truth: Prediction | None = None if frame.truth is None else task.from_truth(frame.truth)
     if truth is None:
         return None
@@ -121,7 +127,12 @@ def _truth(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segm
     return truth
 
 
-def _check_size(uri: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+def check_frame_size(uri: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Refuse a source whose frames, ``found`` as (H, W), are not of the size that the bundle takes.
+
+    Raises:
+        ShapeError: naming both sizes.
+    """
     if tuple(found) != tuple(expected):
         raise ShapeError(
             f"source {uri}: its frames are {found[0]} x {found[1]} (height x width), "

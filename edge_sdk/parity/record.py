@@ -10,7 +10,8 @@ from typing import Any
 import edge_sdk
 from edge_sdk.arrays import ArrayWriter, just_written, write_arrays
 from edge_sdk.bundle import FLOAT32, FRAME, Bundle
-from edge_sdk.errors import FileFormatError, RecipeError, ShapeError, VideoError
+from edge_sdk.errors import RecipeError, VideoError
+from edge_sdk.evaluate.clip import check_frame_size, truth_of
 from edge_sdk.manifest import StepName
 from edge_sdk.optional import require
 from edge_sdk.parity.reference import (
@@ -30,7 +31,6 @@ from edge_sdk.recording import Content, RecordingBackend, graph_hashes
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.runtime.engine import backend_named
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.tasks import Segmentation, Task
 from edge_sdk.video.frame import Frame
 from edge_sdk.video.source import open_source
 
@@ -53,7 +53,7 @@ def record_reference(
     target = Path(path)
     interval = settings.interval or interval_of(bundle)
     with open_source(settings.source, limit=settings.limit) as source:
-        _check_size(source.uri, tuple(source.size_hw), bundle.size_hw)
+        check_frame_size(source.uri, source.size_hw, bundle.size_hw)
         count = settings.limit if source.frame_count is None else min(source.frame_count, settings.limit)
         whole = kept_periods(count, interval, settings.periods)
         with write_arrays(target, REFERENCE) as writer:
@@ -140,26 +140,6 @@ def kept_periods(frames: int, interval: int, wanted: int) -> set[int]:
     return {there * place // min(wanted, there) for place in range(min(wanted, there))}
 
 
-def truth_of(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segmentation | None:
-    """The labels of a frame, checked; None where there are none.
-
-    Raises:
-        ShapeError: they are of another size than the frame.
-        FileFormatError: they hold ids that are no classes.
-    """
-    truth = None if frame.truth is None else task.from_truth(frame.truth)
-    if truth is None:
-        return None
-    where = f"{uri}: labels of frame {frame.seq}"
-    if not isinstance(truth, Segmentation) or truth.mask.shape != size_hw:
-        raise ShapeError(f"{where}: expected a mask of {size_hw}.")
-    try:
-        task.score().update(truth, truth)
-    except FileFormatError as error:
-        raise FileFormatError(f"{where}: {error}") from error
-    return truth
-
-
 def _header(
     bundle: Bundle, settings: ReferenceSettings, interval: int, labelled: list[int], recorder: _StreamRecorder
 ) -> ReferenceHeader:
@@ -180,15 +160,6 @@ def _header(
         sdk_version=edge_sdk.__version__,
         commit=commit_of_sources(),
     )
-
-
-def _check_size(uri: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    if found != expected:
-        raise ShapeError(
-            f"source {uri}: its frames are {found[0]} x {found[1]} (height x width), "
-            f"the bundle takes {expected[0]} x {expected[1]}.",
-            hint="Export the bundle for this size, or name another source.",
-        )
 
 
 def _check_order(uri: str, frame: Frame, index: int) -> None:
