@@ -101,8 +101,7 @@ def choose(
         return None
     names = _names(bundle, backend)
     clip = read_frames(bundle, accuracy, accuracy.limit)
-    delta = bundle.manifest.steps.delta is not None
-    schedule: ScheduleSettings = EverySchedule(interval=accuracy.interval) if delta else AlwaysSchedule()
+    schedule = _schedule(bundle, accuracy.interval)
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(
@@ -121,6 +120,10 @@ def choose(
         Candidate(name, scores[name], 100 * (best - scores[name]), timings[name]) for name in names
     )
     return _best(candidates, accuracy)
+
+
+def _schedule(bundle: Bundle, interval: int) -> ScheduleSettings:
+    return EverySchedule(interval=interval) if bundle.manifest.steps.delta is not None else AlwaysSchedule()
 
 
 def _names(bundle: Bundle, backend: BackendName) -> list[str]:
