@@ -133,13 +133,13 @@ class EdgeBench:
         from edge_sdk.errors import DependencyError, EdgeSdkError
 
         self._count += 1
-        self._refuse_company()
         own = None if backend is None or isinstance(backend, str) else backend
         name = {} if backend is None else {"backend": backend if own is None else own.name}
         found: EdgeSdkError
         try:
             recipe, budget = self._parse({"bundle": bundle, **name, **settings})
             self.require(device=device, backend=recipe.backend if own is None else None)
+            self._refuse_company()
             return self._hold(self._measure(recipe, own), budget)
         except EdgeSdkError as error:
             found = error
@@ -187,7 +187,7 @@ class EdgeBench:
         workers = getattr(self._config, "workerinput", {}).get("workercount", 1)
         if workers > 1:
             pytest.fail(
-                f"{_FIXTURE}: a latency test cannot share its machine with the tests of {workers - 1} other workers: "
+                f"{_FIXTURE}: a latency test needs the machine for itself, and pytest-xdist runs {workers} workers: "
                 f"run 'pytest -n 0 -m {_FIXTURE}', and the others with '-m \"not {_FIXTURE}\"'.",
                 pytrace=False,
             )
@@ -310,7 +310,8 @@ def _headline(
         if row.deadline is not None:
             parts.append(f"{row.deadline.miss_rate.value:.2%} missed")
     close = [finding.budget for finding in findings if finding.uncertain and not finding.broken]
-    budgets = f"{len(findings)} budgets held" if not broken else f"{len(broken)} broken"
+    held = f"{len(findings)} budget{'' if len(findings) == 1 else 's'} held" if findings else "no budgets"
+    budgets = f"{len(broken)} broken" if broken else held
     parts.append(f"{budgets} ({', '.join(close)} within the margin of error)" if close else budgets)
     return "; ".join(parts)
 

@@ -401,8 +401,17 @@ def test_camera(edge_bench):
 """)
     result.assert_outcomes(passed=int(passes), failed=int(not passes))
     assert bool(bench.asked) == passes
-    line = "edge_bench: a latency test cannot share its machine with the tests of 3 other workers: run 'pytest -n 0 -m"
+    line = "edge_bench: a latency test needs the machine for itself, and pytest-xdist runs 4 workers: run "
     assert len(said(result, line)) == int(not passes)
+
+
+def test_beside_other_workers_what_is_not_there_is_skipped_all_the_same(run: Run) -> None:
+    result = run("""
+def test_camera(edge_bench, request, monkeypatch):
+    monkeypatch.setattr(request.config, "workerinput", {"workercount": 4}, raising=False)
+    edge_bench("bundle", device="Orin")
+""")
+    result.assert_outcomes(skipped=1)
 
 
 def test_the_headline_is_in_junit_xml_too(run: Run, pytester: pytest.Pytester) -> None:
@@ -451,6 +460,17 @@ def test_the_options_that_the_documents_name_exist(run: Run) -> None:
         "--edge-bench-required",
     }
     assert all(option in listed for option in named)
+
+
+@pytest.mark.parametrize("name", edge_sdk.bench.__all__)
+def test_every_export_is_there(name: str) -> None:
+    assert name in dir(edge_sdk.bench)
+    assert getattr(edge_sdk.bench, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"module 'edge_sdk.bench' has no attribute 'Bugdet'"):
+        edge_sdk.bench.Bugdet  # noqa: B018
 
 
 IMPORTS = """
