@@ -49,26 +49,32 @@ def compare(old: BenchDocument, new: BenchDocument, *, margin: float = MARGIN) -
         raise RecipeError(f"margin: expected a share above 0 and below 1, got {margin:g}.")
     _refuse_other_work(old, new)
     machine = _machine(old, new)
-    reference = None if machine is None else math.exp(float(np.mean(_yardstick_logs(old))))
-    with_bare = all(_has_bare(document, machine is not None) for document in (old, new))
-    runs = Run(old, reference, with_bare), Run(new, reference, with_bare)
-    pairs = []
-    for metric in METRICS:
-        before, after = (
-            (None, None) if _elsewhere(metric, old, new) else (metric.of(runs[0]), metric.of(runs[1]))
-        )
-        if before is not None and after is not None:
-            width = _margin(metric, margin, machine)
-            pairs.append(_Pair(metric, before, after, width, _not_judged(metric, old, new, machine)))
     return Comparison(
         old=_label(old),
         new=_label(new),
-        changes=_judged(pairs),
+        changes=changes(old, new, margin),
         adjusted=machine is not None,
         machine=None if machine is None else _relative(machine),
         differences=tuple(_differences(old, new)),
         remarks=tuple(_remarks(old, new)),
     )
+
+
+def changes(old: BenchDocument, new: BenchDocument, margin: float = MARGIN) -> tuple[Change, ...]:
+    """The metrics that both runs have, tested; arguments as in :func:`compare`."""
+    machine = _machine(old, new)
+    reference = None if machine is None else math.exp(float(np.mean(_yardstick_logs(old))))
+    with_bare = all(_has_bare(document, machine is not None) for document in (old, new))
+    runs = Run(old, reference, with_bare), Run(new, reference, with_bare)
+    pairs = []
+    for metric in METRICS:
+        if _elsewhere(metric, old, new):
+            continue
+        before, after = metric.of(runs[0]), metric.of(runs[1])
+        if before is not None and after is not None:
+            width = _margin(metric, margin, machine)
+            pairs.append(_Pair(metric, before, after, width, _not_judged(metric, old, new, machine)))
+    return _judged(pairs)
 
 
 @dataclass(frozen=True)

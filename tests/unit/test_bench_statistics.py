@@ -228,9 +228,9 @@ def test_a_dropped_frame_is_a_miss():
 
 def test_an_answer_at_the_deadline_is_in_time_and_the_recipe_may_set_another():
     made = document(block("kk", [10.0, 10.0], mode="camera", due_ms=[0.0, 10.0]))
-    assert compute(made).rows[0].deadline.late == 0  # type: ignore[union-attr]
+    assert compute(made).rows[0].deadline.late == 0
     strict = made.model_copy(update={"recipe": made.recipe.model_copy(update={"deadline_ms": 9.5})})
-    assert compute(strict).rows[0].deadline.late == 2  # type: ignore[union-attr]
+    assert compute(strict).rows[0].deadline.late == 2
 
 
 def test_energy_of_a_frame():
@@ -433,7 +433,7 @@ def test_a_row_that_is_missing_in_a_round_counts_in_the_others():
     assert row is not None
     assert row.stages["total"][ALL].frames == 2 * 20
     assert row.speedup == Estimate(value=1.0, low=1.0, high=1.0)
-    assert found.row(SUBJECT, "saturated").speedup is not None  # type: ignore[union-attr]
+    assert found.row(SUBJECT, "saturated").speedup is not None
 
 
 def flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
