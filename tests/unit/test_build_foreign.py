@@ -24,13 +24,7 @@ from edge_sdk.identity import read_identity, write_identity  # noqa: E402
 from edge_sdk.runtime.runner import EdgeRunner  # noqa: E402
 from edge_sdk.runtime.schedule import EverySchedule  # noqa: E402
 from tests import quantised_pairs as pairs  # noqa: E402
-from tests.build_world import INT8, SETS, built_copy, content, everything, recipe, reused, unbuilt_copy  # noqa: E402
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with a bundle and its calibration set."""
-    return unbuilt_copy(tmp_path / "place")
+from tests.build_world import INT8, SETS, built_copy, content, everything, recipe, reused  # noqa: E402
 
 
 @pytest.fixture
