@@ -22,6 +22,7 @@ from edge_sdk.compile.quantize.nodes import (
     sort_nodes,
 )
 from edge_sdk.manifest import FRAME
+from edge_sdk.optional import require
 
 CENTRED = "frame.centred"
 _SCALE, _ZERO = "frame.centred.scale", "frame.centred.zero_point"
@@ -136,7 +137,7 @@ def _first_reader(model: onnx.ModelProto) -> onnx.NodeProto | None:
 
 def _affine(model: onnx.ModelProto, tensor: str) -> Preprocessing | None:
     """The map from frame to ``tensor`` where it is one affine map of each pixel, tried out on frames; else None."""
-    ort = _runtime()
+    ort = require("onnxruntime", "quantising")
     # The extractor wants the type of each tensor, which not every exporter writes down.
     typed = onnx.shape_inference.infer_shapes(model)
     shown = onnx.utils.Extractor(typed).extract_model([FRAME], [tensor])
@@ -160,9 +161,3 @@ def _affine(model: onnx.ModelProto, tensor: str) -> Preprocessing | None:
     told = np.einsum("ic,hwc->ihw", found.matrix, frame.astype(np.float64)) + found.shift[:, None, None]
     scale = float(np.abs(told).max()) or 1.0
     return found if float(np.abs(run(frame)[0] - told).max()) <= 1e-4 * scale else None
-
-
-def _runtime():  # type: ignore[no-untyped-def]
-    from edge_sdk.optional import require
-
-    return require("onnxruntime", "quantising")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +14,12 @@ from edge_sdk.compile.quantize.nodes import layer_of
 from edge_sdk.compile.quantize.trial import answers_of, score_of, session_of
 from edge_sdk.compile.quantize.variants import Quantizer
 from edge_sdk.errors import EngineError
-from edge_sdk.evaluate.clip import Clip
+from edge_sdk.evaluate.clip import Clip, Tick
 from edge_sdk.manifest import BackendName
 from edge_sdk.tasks import Prediction
 
 # Passes a step that each layer is tried on: enough to rank layers, few enough to try them all.
 _PASSES = 4
-Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Budgeted:
     trials: tuple[tuple[int, float], ...]
 
 
-def layer_damage(quantizer: Quantizer, settings: Int8Settings, told: Told) -> dict[str, float]:
+def layer_damage(quantizer: Quantizer, settings: Int8Settings, tick: Tick) -> dict[str, float]:
     """Relative root-mean-square error of the answer when one layer alone is quantised, by layer, worst first.
 
     The answer is what the class is chosen from, or the outputs themselves where nothing is chosen. Errors of both steps
@@ -56,14 +54,14 @@ def layer_damage(quantizer: Quantizer, settings: Int8Settings, told: Told) -> di
     )
     damage: dict[str, float] = {}
     for index, layer in enumerate(layers):
-        told("sensitivity", index, len(layers))
+        tick("sensitivity", index, len(layers))
         total = 0.0
         for step, model in quantizer.graphs.items():
             if layer in {layer_of(node) for node in convolutions(model)}:
                 alone = quantize_pair({step: model}, ranges, {}, settings, "tensorrt", only={layer})
                 total += _error(_answers(alone.graphs[step], watched[step], feeds[step]), right[step])
         damage[layer] = total
-    told("sensitivity", len(layers), len(layers))
+    tick("sensitivity", len(layers), len(layers))
     return dict(sorted(damage.items(), key=lambda item: -item[1]))
 
 
@@ -72,7 +70,7 @@ def meet_budget(
     settings: Int8Settings,
     accuracy: AccuracySettings,
     backend: BackendName,
-    told: Told,
+    tick: Tick,
 ) -> Budgeted:
     """Keep the worst layers in higher precision, 1, 2, 4, ... of them, until the stream loses no more than the budget.
 
@@ -85,7 +83,7 @@ def meet_budget(
     reference = score_of(quantizer.graphs, clip, truths, task, accuracy.interval)
     damage: dict[str, float] = {}
     if accuracy.sweep == "always":
-        damage = layer_damage(quantizer, settings, told)
+        damage = layer_damage(quantizer, settings, tick)
     trials: list[tuple[int, float]] = []
     already: set[str] = set()
     count, current = 0, settings
@@ -96,7 +94,7 @@ def meet_budget(
         trials.append((count, round(lost, 3)))
         if lost <= accuracy.max_drop or accuracy.sweep == "never":
             return Budgeted(current, damage, tuple(trials))
-        damage = damage or layer_damage(quantizer, settings, told)
+        damage = damage or layer_damage(quantizer, settings, tick)
         if not count:  # such as the last layer: keeping it once more helps nobody
             already = {layer for kept in done.kept.values() for layer in kept}
         count = max(1, 2 * count)
