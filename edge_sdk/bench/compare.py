@@ -281,6 +281,7 @@ def _remarks(old: BenchDocument, new: BenchDocument) -> Iterator[str]:
     for which, document in (("old", old), ("new", new)):
         verdict = document.verdict
         if verdict.grade != "sound":
-            yield f"the {which} run is {verdict.grade}: {' '.join(verdict.reasons)}"
+            more = f" ({len(verdict.reasons) - 1} more)" if len(verdict.reasons) > 1 else ""
+            yield f"the {which} run is {verdict.grade}: {verdict.reasons[0]}{more}"
     if any(_elsewhere(metric, old, new) for metric in METRICS):
         yield "the runs differ in pace or deadline: figures that rest on it are not compared"

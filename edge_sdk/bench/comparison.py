@@ -7,6 +7,9 @@ from typing import Any, Literal
 from edge_sdk.bench.figures import Estimate
 from edge_sdk.settings import Settings
 
+# A smallest change above which it is no figure to give: nearly twice the time, or more than half of all frames.
+_HOPELESS = 0.9
+
 Answer = Literal["changed", "no change", "cannot tell"]
 
 
@@ -64,6 +67,8 @@ class Change(Settings):
             return f"no change beyond {_points(self, self.margin, sign='')}: {found}"
         if self.smallest is None:
             return f"cannot tell: {found}"
+        if self.smallest > _HOPELESS:
+            return f"cannot tell: {found}; the rounds differ too much for any change to be found"
         return f"cannot tell: {found}; {_points(self, self.smallest)} would be found in nine runs of ten"
 
 

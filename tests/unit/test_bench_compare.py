@@ -181,6 +181,10 @@ def change_of(value: float, low: float, high: float, answer: Any, unit: str = "m
             change_of(0.0, -0.1, 0.1, "cannot tell", smallest=0.2),
             "cannot tell: +0.0 % (-10.0 to +10.0 %); +20.0 % would be found in nine runs of ten",
         ),
+        (
+            change_of(0.0, -0.5, 0.9, "cannot tell", smallest=56.0),
+            "cannot tell: +0.0 % (-50.0 to +90.0 %); the rounds differ too much for any change to be found",
+        ),
     ],
 )
 def test_the_text_of_a_change(change, text):
