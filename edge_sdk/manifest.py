@@ -29,17 +29,29 @@ Precision = Literal["float32", "float16", "int8"]
 BackendName = Literal["onnxruntime", "tensorrt"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+_STATE, _NEXT = "state.", ".next"
+
 EXPORT_AGAIN = "Export the bundle again."
 
 
 def state_input(name: str) -> str:
     """Name of the graph input that reads state tensor ``name``."""
-    return f"state.{name}"
+    return f"{_STATE}{name}"
 
 
 def state_output(name: str) -> str:
     """Name of the graph output that writes state tensor ``name``."""
-    return f"state.{name}.next"
+    return f"{_STATE}{name}{_NEXT}"
+
+
+def is_state(tensor: str) -> bool:
+    """Whether a graph input or output reads or writes state."""
+    return tensor.startswith(_STATE)
+
+
+def state_name(tensor: str) -> str:
+    """Name of the state tensor that a graph input reads or a graph output writes."""
+    return tensor.removeprefix(_STATE).removesuffix(_NEXT)
 
 
 def set_name(backend: str, precision: str) -> str:

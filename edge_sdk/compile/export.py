@@ -35,6 +35,7 @@ from edge_sdk.distill.recipes import Preprocess, TrainRecipe
 from edge_sdk.distill.steps import PerFrame, StepPair
 from edge_sdk.distill.train import check_logits
 from edge_sdk.errors import CheckpointError, ConversionError, EngineError, RecipeError
+from edge_sdk.manifest import state_name
 from edge_sdk.optional import require
 from edge_sdk.progress import Progress, Silent
 from edge_sdk.revision import commit_of_sources
@@ -240,7 +241,7 @@ def _manifest(
 ) -> Manifest:
     delta = specs.get("delta")
     state = tuple(
-        TensorSpec(name=spec.name.removeprefix(state_input("")), shape=spec.shape, dtype=spec.dtype)
+        TensorSpec(name=state_name(spec.name), shape=spec.shape, dtype=spec.dtype)
         for spec in (delta.inputs if delta is not None else ())
         if spec.name != FRAME
     )

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
+from edge_sdk.manifest import is_state
+
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # They move numbers or rename them and compute none, so a tensor's scale is the same before and after.
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
@@ -29,7 +31,6 @@ NO_PARSER = frozenset(
     }
 )
 # fmt: on
-STATE = "state."
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Value:
     @property
     def is_state(self) -> bool:
         """Whether the tensor passes from one step to the next."""
-        return self.name.startswith(STATE)
+        return is_state(self.name)
 
 
 class GraphView:

@@ -9,10 +9,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from edge_sdk.compile.lint.finding import Finding, Target
-from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, STATE, GraphView, Value, label, type_name
-from edge_sdk.manifest import StateForm
+from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, GraphView, Value, label, type_name
+from edge_sdk.manifest import StateForm, state_input, state_name
 
-_NEXT = ".next"
 _INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
 _SAME = "Quantise both steps with one table of scales: a state tensor has one scale, fixed for the pair."
 
@@ -42,7 +41,7 @@ class Quantised:
 def state_rules(keyframe: GraphView, delta: GraphView, target: Target) -> Iterator[Finding]:
     """Each state tensor that the delta step reads or rewrites, against the one that the keyframe step writes."""
     written = _written(keyframe)
-    read = {value.name.removeprefix(STATE): value for value in delta.inputs if value.is_state}
+    read = {state_name(value.name): value for value in delta.inputs if value.is_state}
     for name, value in read.items():
         source = written.get(name)
         if source is None:
@@ -57,7 +56,7 @@ def state_rules(keyframe: GraphView, delta: GraphView, target: Target) -> Iterat
         if name not in read:
             what = "the keyframe step writes it, the delta step does not read it"
             yield target.on(
-                "state-unused", "warning", STATE + name, what, "Remove it from the keyframe step."
+                "state-unused", "warning", state_input(name), what, "Remove it from the keyframe step."
             )
 
 
@@ -78,7 +77,7 @@ Side = tuple[GraphView, Value, str]
 
 
 def _written(view: GraphView) -> dict[str, Value]:
-    return {v.name.removeprefix(STATE).removesuffix(_NEXT): v for v in view.outputs if v.is_state}
+    return {state_name(v.name): v for v in view.outputs if v.is_state}
 
 
 def _compare(target: Target, writer: Side, reader: Side) -> Iterator[Finding]:

@@ -11,10 +11,10 @@ from onnx import ModelProto, TensorProto
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.compile.lint.finding import Backend, Finding, Precision
-from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, STATE, GraphView
+from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, GraphView
 from edge_sdk.compile.lint.linter import lint, lint_pair, read_model
 from edge_sdk.errors import MissingFileError, RecipeError
-from edge_sdk.manifest import FLOAT32, MANIFEST, StateForm
+from edge_sdk.manifest import FLOAT32, MANIFEST, StateForm, is_state
 
 KEYFRAME, DELTA = "keyframe", "delta"
 DEFAULT_BACKEND = "tensorrt"
@@ -134,7 +134,7 @@ def _lint_pair(pair: _Pair) -> LintReport:
 
 
 def _reads_state(model: ModelProto) -> bool:
-    return any(value.name.startswith(STATE) for value in model.graph.input)
+    return any(is_state(value.name) for value in model.graph.input)
 
 
 def _precision_of(models: dict[str, ModelProto]) -> str:

@@ -31,7 +31,7 @@ from edge_sdk.compile.quantize.state import (
     quantize_outputs,
 )
 from edge_sdk.errors import EngineError
-from edge_sdk.manifest import StateForm
+from edge_sdk.manifest import StateForm, is_state
 from edge_sdk.optional import require
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -69,7 +69,7 @@ def quantize_pair(
         if only is None:
             keep_channels_last(model, list(state), settings.state_layout)
             for name in list(known):
-                if name.startswith("state."):
+                if is_state(name):
                     known[f"{name}.nchw"] = known[name]
         if backend == "onnxruntime" and only is None and (folded := fold_frame(model)) is not None:
             known[CENTRED] = range_of_bytes(folded)
@@ -127,9 +127,7 @@ def _kept(model: onnx.ModelProto, settings: Int8Settings, only: Collection[str] 
 def _last(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
     """The last convolution before the answer (as opposed to the state)."""
     wiring = Wiring(model.graph)
-    answers = [
-        v.name for v in model.graph.output if v.name in wiring.makers and not v.name.startswith("state.")
-    ]
+    answers = [v.name for v in model.graph.output if v.name in wiring.makers and not is_state(v.name)]
     needed = wiring.reaches(wiring.makers[name] for name in answers)
     return next((node for node in reversed(nodes) if node.name in needed), None)
 
@@ -186,9 +184,9 @@ def _zone(model: onnx.ModelProto, chosen: list[onnx.NodeProto], ranges: Ranges, 
     """Names of the nodes to quantise: the chosen convolutions, and what lies between them and the state."""
     wiring = Wiring(model.graph)
     names = [node.name for node in chosen]
-    state = [node for name, nodes in wiring.readers.items() if name.startswith("state.") for node in nodes]
+    state = [node for name, nodes in wiring.readers.items() if is_state(name) for node in nodes]
     after = wiring.reached_from([*chosen, *state])
-    written = [wiring.makers[name] for name in wiring.outputs if name.startswith("state.")]
+    written = [wiring.makers[name] for name in wiring.outputs if is_state(name)]
     before = wiring.reaches([*convolutions(model), *written])
     wanted = set(_CPU_OPS if backend == "onnxruntime" else _TENSORRT_OPS) - set(_CONVOLUTIONS)
     for node in model.graph.node:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from edge_sdk.evaluate.clip import Clip
-from edge_sdk.manifest import FRAME, state_input, state_output
+from edge_sdk.manifest import FRAME, is_state, state_input, state_name
 from edge_sdk.optional import require
 from edge_sdk.runtime.onnxruntime import session_settings
 from edge_sdk.tasks import Prediction, Task
@@ -42,8 +42,8 @@ class PairTrial:
             feeds = {FRAME: np.ascontiguousarray(image), **(state if step == "delta" else {})}
             found = self._sessions[step].run(None, feeds)
             given = dict(zip(self._outputs[step], found, strict=True))
-            state |= {_input_of(name): value for name, value in given.items() if name.startswith("state.")}
-            yield {name: value for name, value in given.items() if not name.startswith("state.")}
+            state |= {state_input(state_name(name)): value for name, value in given.items() if is_state(name)}
+            yield {name: value for name, value in given.items() if not is_state(name)}
 
 
 def score_of(
@@ -74,7 +74,3 @@ def answers_of(
 ) -> list[Prediction]:
     """The pair's own predictions over a clip."""
     return [task.decode(outputs).copy() for outputs in PairTrial(graphs).stream(clip.images, interval)]
-
-
-def _input_of(output: str) -> str:
-    return state_input(output.removeprefix("state.").removesuffix(state_output("").removeprefix("state.")))

@@ -23,7 +23,7 @@ from edge_sdk.compile.quantize.ranges import Ranges, measure_ranges, share_state
 from edge_sdk.compile.quantize.state import with_own_scales
 from edge_sdk.compile.specs import step_spec
 from edge_sdk.errors import RecipeError
-from edge_sdk.manifest import BackendName, Precision, StateForm, StepsSpec, Variant
+from edge_sdk.manifest import BackendName, Precision, StateForm, StepsSpec, Variant, state_output
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.tensors import TensorSpec
 
@@ -178,7 +178,7 @@ class Quantizer:
         state = tuple(
             TensorSpec(name=key, shape=found.shape, dtype=found.dtype)
             for key in self.state
-            for found in [written[f"state.{key}.next"]]
+            for found in [written[state_output(key)]]
         )
         variant = Variant(
             backend=backend,
