@@ -115,13 +115,13 @@ def choose(points: Sequence[Point], limits: Limits) -> Choice:
     chosen, tied = _best(allowed, limits)
     p99 = _by_p99(limits)
     found = chosen.p99_ms if p99 else chosen.mean_ms
-    what = ("of the lowest p99" if p99 else "the fastest") if limits.accuracy else "the most accurate"
     why = (
-        f"{chosen.row}: {what} of {len(allowed)} rows that keep every limit, {found.value:.2f} ms "
-        f"{'at p99' if p99 else 'a frame'}, score {chosen.score:.3f}, {_distance(chosen.loss)} the float32 teacher's"
+        f"{chosen.row}: {_praise(chosen, allowed, limits)} of {len(allowed)} rows that keep every limit, "
+        f"{found.value:.2f} ms {'at p99' if p99 else 'a frame'}, "
+        f"score {chosen.score:.3f}, {_distance(chosen.loss)} the float32 teacher's"
     )
     if tied:
-        why += f"; within noise of {', '.join(point.row for point in tied)}"
+        why += f"; {', '.join(point.row for point in tied)} tie with it and are not simpler"
     return Choice(row=chosen.row, why=why, front=best)
 
 
@@ -286,6 +286,18 @@ def _upper(estimate: Estimate) -> float:
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
     low, high = (None if end is None else end * factor for end in (estimate.low, estimate.high))
     return Estimate(value=estimate.value * factor, low=low, high=high)
+
+
+def _praise(chosen: Point, allowed: Sequence[Point], limits: Limits) -> str:
+    """What the chosen row is among the allowed ones."""
+    if not limits.accuracy:
+        return "the most accurate"
+    p99 = _by_p99(limits)
+    times = {point.row: (point.p99_ms if p99 else point.mean_ms).value for point in allowed}
+    first = min(times, key=lambda name: times[name])
+    if first == chosen.row:
+        return "of the lowest p99" if p99 else "the fastest"
+    return f"within noise as fast as {first}, the fastest"
 
 
 def _distance(loss: float) -> str:

@@ -119,7 +119,7 @@ class Tuning:
 
     def lines(self) -> tuple[str, ...]:
         """What the choice rests on, a line each: for the head of the run recipe and for people."""
-        found = self.document.conditions
+        found, verdict = self.document.conditions, self.document.verdict
         point = next((point for point in self.points if point.row == self.choice.row), None)
         lines = [
             f"on {found.machine}, {found.cpu}, {found.cores} cores, {self.document.recipe.backend}, {found.date}, "
@@ -133,6 +133,7 @@ class Tuning:
                 f"mean {point.mean_ms.value:.2f} ms, p99 {point.p99_ms.value:.2f} ms a frame, saturated; mIoU with "
                 f"{against} {point.score:.3f} over {self.document.source.frames} frames of {self.document.source.uri}"
             )
+        lines.append("; ".join((f"the figures are {verdict.grade}", *verdict.reasons)))
         if self.paced is not None and self.paced.deadline is not None:
             age, deadline = self.paced.stages["age"]["all"], self.paced.deadline
             lines.append(
