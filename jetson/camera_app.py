@@ -38,11 +38,21 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_sdk import BackgroundKeyframes, EdgeRunner, EverySchedule, Frame, Result, open_sink, open_source
+from edge_sdk import (
+    BackgroundKeyframes,
+    EdgeRunner,
+    EverySchedule,
+    Frame,
+    Result,
+    RunRecipe,
+    open_sink,
+    open_source,
+)
 from edge_sdk.cli.options import (
     BundlePath,
     EngineName,
     Limit,
+    RecipeOption,
     Serve,
     ServeToken,
     Source,
@@ -52,6 +62,7 @@ from edge_sdk.cli.options import (
 from edge_sdk.cli.report import run_verb
 from edge_sdk.cli.run import check_size
 from edge_sdk.cli.serve import serve_settings, served
+from edge_sdk.cli.stage import read_options
 from edge_sdk.errors import DeviceLostError, EngineError, UpdateError, VideoError
 from edge_sdk.serve import LiveServer, ServeSettings
 from edge_sdk.signing import Trust
@@ -250,10 +261,11 @@ def camera_app(
         int | None, typer.Option("--interval", min=1, help="A keyframe every K frames.")
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", help="Runtime: onnxruntime or tensorrt.")
-    ] = "onnxruntime",
+        str | None, typer.Option("--backend", help="Runtime: onnxruntime or tensorrt.")
+    ] = None,
     engine: EngineName = None,
     threads: Threads = None,
+    recipe: RecipeOption = None,
     threaded: Annotated[
         bool, typer.Option("--threaded", help="Read and draw while the next frame is computed.")
     ] = False,
@@ -273,15 +285,19 @@ def camera_app(
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format=f"{stamp}%(levelname)s %(name)s: %(message)s", force=True)
     woken = threading.Event() if threaded else None
-    options = {
+    given = {
+        "bundle": bundle,
         "backend": backend,
         "engine": engine,
         "schedule": None if interval is None else EverySchedule(interval=interval),
         "threads": threads,
         "background": None if background is None else BackgroundKeyframes(threads=background),
+        "trust": Trust(keys=tuple(trust)) if trust else None,
+    }
+    settings = read_options(RunRecipe, "camera_app", recipe, given, ("bundle",))
+    options = settings.options() | {
         "threaded": threaded or None,
         "on_result": None if woken is None else lambda _: woken.set(),
-        "trust": Trust(keys=tuple(trust)) if trust else None,
     }
     page = serve_settings(serve, serve_token)
     notifier = Notifier()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge_sdk import EdgeRunner, EverySchedule, open_source
+from edge_sdk import EdgeRunner, EverySchedule, RunRecipe, open_source
 from edge_sdk.errors import DeviceLostError, EngineError, UpdateError, VideoError
 from edge_sdk.runtime.result import StepKind
 from edge_sdk.systemd import Notifier
@@ -262,6 +262,26 @@ def test_a_lost_camera_has_its_own_exit_code_and_until_then_there_is_progress(ap
     assert source.state is SourceState.lost
     assert reports.told[0] == "ready"
     assert reports.told.count("alive") >= 5
+
+
+def test_it_follows_a_run_recipe_and_options_replace_it(app, bundle, tmp_path, monkeypatch):
+    """The bundle is the command line's: on a device it lies elsewhere than where it was tuned."""
+    asked = []
+    monkeypatch.setattr(app, "open_and_run", lambda *args, **_: asked.append(args[:3]))
+    recipe = RunRecipe(bundle="elsewhere", engine="float32", schedule=EverySchedule(interval=7), threads=1)
+    recipe.write(tmp_path / "run.yaml")
+    app.camera_app(bundle, "camera:0", recipe=tmp_path / "run.yaml")
+    app.camera_app(bundle, "camera:0", recipe=tmp_path / "run.yaml", interval=2)
+    app.camera_app(bundle, "camera:0")
+    for (found, options, uri), schedule, engine in zip(
+        asked,
+        (EverySchedule(interval=7), EverySchedule(interval=2), None),
+        ("float32", "float32", None),
+        strict=True,
+    ):
+        assert (found, uri, options["schedule"], options["engine"]) == (bundle, "camera:0", schedule, engine)
+        assert (options["backend"], options["background"], options["threaded"]) == ("onnxruntime", None, None)
+        EdgeRunner(found, **options)
 
 
 def test_an_answer_that_never_comes_is_no_progress(app, monkeypatch):
