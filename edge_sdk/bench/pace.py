@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from edge_sdk.bench.clock import Clock
 from edge_sdk.bench.samples import LETTERS, FrameColumns
+from edge_sdk.runtime.result import BareTime, StepKind
 from edge_sdk.video.frame import Frame
 
 if TYPE_CHECKING:
@@ -137,6 +138,53 @@ def camera(
         recorder.answer(contender, reel.frame(index, clock.origin_s + due_ms / 1e3), due_ms, called_ms)
         index += 1
     return recorder.columns(), dropped
+
+
+class Paired(NamedTuple):
+    """Columns of a :class:`edge_sdk.bench.samples.BareBlock`."""
+
+    kinds: str
+    runner_ms: tuple[float, ...]
+    wall_ms: tuple[float, ...]
+    gpu_ms: tuple[float, ...]
+
+
+def paired(
+    contender: Contender,
+    time_bare: Callable[[Sequence[StepKind]], Sequence[BareTime]],
+    reel: Reel,
+    clock: Clock,
+    length_ms: float,
+    chunk: int,
+) -> Paired:
+    """By turns a keyframe period through the runner and the same steps bare, for ``length_ms``; at least once each.
+
+    Args:
+        contender: the runner; it is reset first.
+        time_bare: runs steps bare on the runner's own buffers.
+        reel, clock, length_ms, chunk: as for :func:`saturated`.
+    """
+    contender.reset()
+    kinds: list[StepKind] = []
+    through: list[float] = []
+    bare: list[BareTime] = []
+    index, end_ms = 0, clock.now_ms() + length_ms
+    while index == 0 or clock.now_ms() < end_ms:
+        ran = []
+        for _ in range(chunk):
+            sample = contender.step(reel.frame(index, clock.origin_s + clock.now_ms() / 1e3))
+            index += 1
+            if sample.kind is not StepKind.SKIP:
+                ran.append(sample)
+        kinds += [sample.kind for sample in ran]
+        through += [sample.times.total_ms for sample in ran]
+        bare += time_bare([sample.kind for sample in ran])
+    return Paired(
+        "".join(LETTERS[kind] for kind in kinds),
+        _rounded(through),
+        _rounded(found.wall_ms for found in bare),
+        _rounded(found.gpu_ms for found in bare if found.gpu_ms is not None),
+    )
 
 
 def live(

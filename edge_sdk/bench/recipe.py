@@ -11,6 +11,7 @@ from edge_sdk.manifest import FLOAT32
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.settings import Settings
+from edge_sdk.video.uri import SourceText
 
 Preset = Literal["quick", "standard", "soak"]
 # Length in seconds and rounds of each preset. A round opens the runner anew, so that what differs from one start to
@@ -50,7 +51,7 @@ class BenchRecipe(Settings):
     """
 
     bundle: Path
-    source: Annotated[str, Field(min_length=1)] | None = None
+    source: SourceText | None = None
     backend: str = "onnxruntime"
     engine: str | None = None
     schedule: ScheduleSettings | None = None

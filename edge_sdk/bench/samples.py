@@ -113,7 +113,7 @@ class Start(Settings):
         check_ms: the bundle's files and checksums.
         load_ms: engines loaded.
         bind_ms: buffers allocated and steps bound.
-        first_ms: each step's first run, by ``"keyframe"`` and ``"delta"``.
+        first_ms: each step's first run, by ``"keyframe"``, ``"delta"`` and ``"background keyframe"``.
         second_ms: each step's second run.
     """
 

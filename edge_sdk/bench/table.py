@@ -115,10 +115,10 @@ def _lines(document: BenchDocument, figures: Figures) -> list[str]:
         slope = "" if grows is None else f", growing by {size(max(0, round(grows.value)))} an hour"
         lines.append(f"{name} memory: peak {size(memory.peak_bytes)}{slope}")
     saturated = figures.row(SUBJECT, "saturated")
-    if saturated is not None:
+    if saturated is not None and saturated.throughput_fps is not None:
         lines.append(f"throughput: {saturated.throughput_fps.value:.1f} frames/s")
-        if saturated.energy_mj is not None:
-            lines.append(f"energy: {saturated.energy_mj.value:.0f} mJ a frame")
+    if saturated is not None and saturated.energy_mj is not None:
+        lines.append(f"energy: {saturated.energy_mj.value:.0f} mJ a frame")
     if figures.worst:
         lines.append(f"worst: {figures.worst[0].line()}")
     return lines

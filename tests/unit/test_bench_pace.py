@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.bench.pace import GRACE_MS, Reel, camera, live, saturated
+from edge_sdk.bench.pace import GRACE_MS, Reel, camera, live, paired, saturated
 from edge_sdk.bench.samples import FrameColumns
 from edge_sdk.evaluate.measure import Contender, Sample
-from edge_sdk.runtime.result import StageTimes, StepKind
+from edge_sdk.runtime.result import BareTime, StageTimes, StepKind
 from edge_sdk.video.frame import Frame
 
 ORIGIN_S = 500.0
@@ -144,6 +144,21 @@ def test_every_due_frame_is_answered_or_dropped(spent: list[float], late: str) -
         assert called >= due - 1e-3
     free = [called + total for called, total in zip(frames.called_ms, frames.total_ms, strict=True)]
     assert all(called >= end - 1e-2 for called, end in zip(frames.called_ms[1:], free, strict=False))
+
+
+def test_pairs_are_the_same_kinds_through_the_runner_and_bare() -> None:
+    clock = SimulatedClock()
+    fake = Fake(clock, lambda seq: 10.0 if seq % 4 == 0 else 2.0)
+
+    def bare(kinds: Sequence[StepKind]) -> list[BareTime]:
+        clock.time_ms += 15.0
+        return [BareTime(kind, 9.5 if kind is StepKind.KEYFRAME else 1.5, None) for kind in kinds]
+
+    found = paired(fake.contender, bare, Reel(FRAMES), clock, 40.0, 4)
+    assert found.kinds == "kddd" * 2
+    assert found.runner_ms == (10.0, 2.0, 2.0, 2.0) * 2
+    assert found.wall_ms == (9.5, 1.5, 1.5, 1.5) * 2
+    assert found.gpu_ms == ()
 
 
 def test_live_frames_keep_their_own_times_and_gaps() -> None:

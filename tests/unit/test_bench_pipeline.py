@@ -69,7 +69,8 @@ def test_every_row_is_measured_in_every_round(document: BenchDocument) -> None:
         modes = [(block.row, block.mode) for block in document.blocks if block.round == index]
         expected = {(name, mode) for name in names for mode in ("warm-up", "saturated")}
         assert set(modes) == expected | {(SUBJECT, "camera")}
-        assert len(modes) == len(set(modes))
+        # Saturated time is cut into blocks shorter than a slow spell of the machine.
+        assert modes.count((SUBJECT, "saturated")) == sum(pair.round == index for pair in document.bare)
     first = [next(block.row for block in document.blocks if block.round == index) for index in range(2)]
     assert first == [SUBJECT, "teacher"]  # each round begins one further on
 

@@ -22,8 +22,8 @@ from edge_sdk.errors import DependencyError, RecipeError
 from edge_sdk.settings import Settings
 
 VERBS = [
-    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare",
-    "keygen", "sign", "install", "slots", "doctor",
+    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare", "bench", "tune",
+    "bench", "tune", "keygen", "sign", "install", "slots", "doctor",
 ]  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_version():
     [
         (["run", "b", "s", "--fps", "3"], "No such option"),
         (["run", "b"], "SOURCE: expected on the command line or in a recipe"),
-        (["bench"], "No such command"),
+        (["adapt"], "No such command"),
         (["run", "b", "s", "--interval", "0"], "--interval"),
         (["train", "r.yaml", "--device", "tpu"], "--device"),
         (["demo", "--seed", "-1"], "--seed"),
