@@ -77,8 +77,7 @@ def _top(
 def main() -> None:
     """Entry point of the command; exits the process with the verb's exit code.
 
-    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem, ``compare`` a broken budget or
-    ``bench --compare`` something worse, 2 wrong input, 70 a defect
-    of edge_sdk, 130 interrupted.
+    Codes: 0 done, 1 ``doctor`` or ``lint`` found a problem, ``compare`` a broken budget, ``bench --compare`` something
+    worse or ``tune`` nothing that meets the limits, 2 wrong input, 70 a defect of edge_sdk, 130 interrupted.
     """
     call(app, "edge-sdk")

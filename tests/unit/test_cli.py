@@ -23,7 +23,7 @@ from edge_sdk.settings import Settings
 
 VERBS = [
     "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare", "bench", "tune",
-    "bench", "tune", "keygen", "sign", "install", "slots", "doctor",
+    "keygen", "sign", "install", "slots", "doctor",
 ]  # fmt: skip
 
 
