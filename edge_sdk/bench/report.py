@@ -1,0 +1,98 @@
+"""The HTML report of a bench: one file that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_sdk.bench import plots, sheets, timeline
+from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, BenchDocument
+from edge_sdk.bench.samples import Mode
+from edge_sdk.bench.wording import GRADES, conditions, gain, row_text, source_text
+from edge_sdk.evaluate.table import size
+from edge_sdk.files import write_text
+from edge_sdk.page import fill
+
+if TYPE_CHECKING:
+    from edge_sdk.bench.choice import Choice
+    from edge_sdk.bench.comparison import Comparison
+
+_TEMPLATE = "bench.html.j2"
+_MODES: tuple[Mode, ...] = ("camera", "saturated")
+
+
+def write_report(
+    document: BenchDocument,
+    folder: str | Path,
+    comparison: Comparison | None = None,
+    choice: Choice | None = None,
+) -> Path:
+    """Write ``bench.json`` and the self-contained ``bench.html`` into ``folder``.
+
+    Args:
+        document: the run.
+        folder: made where it is missing.
+        comparison: with an older run.
+        choice: which row meets a user's limits.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        DependencyError: jinja2 or matplotlib is not installed.
+        OutputError: nothing can be written there.
+    """
+    html = render(document, comparison, choice)
+    target = Path(folder)
+    write_text(target / JSON_NAME, document.to_json())
+    write_text(target / REPORT_NAME, html)
+    return target / REPORT_NAME
+
+
+def render(
+    document: BenchDocument, comparison: Comparison | None = None, choice: Choice | None = None
+) -> str:
+    """The whole report as HTML.
+
+    Args:
+        document: the run.
+        comparison: with an older run; a section of the report.
+        choice: which row meets a user's limits; marked among the others.
+
+    Raises:
+        DependencyError: jinja2 or matplotlib is not installed.
+    """
+    figures, verdict = document.figures, document.verdict
+    chosen = None if choice is None else choice.row
+    subject = document.bundles[0].name if document.bundles else str(document.recipe.bundle)
+    pace = plots.slowest_mode(document)
+    return fill(
+        __package__,
+        _TEMPLATE,
+        plots.PURPOSE,
+        {"size": size},
+        document=document,
+        subject=subject,
+        what=row_text(document.rows[0]),
+        source=source_text(document),
+        verdict=verdict,
+        grade=GRADES[verdict.grade],
+        gain=gain(document, figures),
+        rows=[sheets.rows(document, figures, mode, chosen) for mode in ("saturated", "camera")],
+        timeline=timeline.timeline(document),
+        detail=None if pace is None else plots.detail(document, *pace),
+        tails=[plots.distribution(document, mode) for mode in _MODES],
+        stages=plots.stages(document, figures),
+        stage_tables=[sheets.stages(document, figures, mode) for mode in _MODES],
+        accuracy=plots.accuracy(document, figures, chosen),
+        choice=choice,
+        cost=sheets.cost(figures),
+        cold=sheets.cold(document, figures),
+        memory=timeline.memory(document, figures),
+        memory_table=sheets.memory(figures),
+        worst=sheets.worst(document, figures),
+        comparison=comparison,
+        changes=None if comparison is None else sheets.comparison(comparison),
+        conditions=conditions(document, figures),
+        sensors=sheets.sensors(figures),
+    )
