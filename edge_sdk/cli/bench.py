@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_sdk.cli.options import EngineName, JsonFlag, Threads
+from edge_sdk.cli.options import EngineName, JsonFlag
 from edge_sdk.errors import RecipeError
 from edge_sdk.files import require_writable
 from edge_sdk.optional import require
@@ -58,7 +58,6 @@ def bench(
     rival: Annotated[
         Path | None, typer.Option("--rival", help="Bundle of a smaller per-frame network to compare with.")
     ] = None,
-    threads: Threads = None,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", help="YAML file with every setting; options replace its values."),
@@ -76,9 +75,6 @@ def bench(
         Path | None,
         typer.Option("--document", help="A bench.json to show, draw or compare, instead of measuring."),
     ] = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of bench.json and end.")
-    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure latency on this device: saturated and at camera pace, beside the bare engine and the baselines.
@@ -87,16 +83,10 @@ def bench(
     allows. Leave the machine alone meanwhile; the verdict says what disturbed it.
     """
     from edge_sdk.bench.document import BenchDocument
-    from edge_sdk.cli.output import emit_json
 
-    if schema:
-        from edge_sdk.bench.schema import json_schema
-
-        emit_json(json_schema())
-        return
     given = {
         "bundle": bundle, "source": source, "preset": None if preset is None else preset.value, "seconds": seconds,
-        "fps": fps, "engine": engine, "backend": backend, "teacher": teacher, "rival": rival, "threads": threads,
+        "fps": fps, "engine": engine, "backend": backend, "teacher": teacher, "rival": rival,
         "out": out, "schedule": None if interval is None else {"kind": "every", "interval": interval},
     }  # fmt: skip
     old = None if compare is None else BenchDocument.load(compare)
