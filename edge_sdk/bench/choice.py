@@ -175,12 +175,18 @@ def _point(
     document: BenchDocument, row: Row, figures: RowFigures, interval: float | None, score: float, best: float
 ) -> Point:
     latency = figures.stages["total"]
-    blocks = sorted(
-        (b for b in document.blocks if (b.row, b.mode) == (row.name, "saturated") and len(b.frames)),
-        key=lambda block: block.round,
-    )
-    mean, factor = latency[ALL].mean_ms, 1.0
-    if interval is not None and {"keyframe", "delta"} <= latency.keys():
+    # With keyframes beside the frames one frame of a stream is a keyframe in turn, its first; here each block has one.
+    counted = "delta" if row.background and "delta" in latency else ALL
+    rounds: dict[int, list[float]] = {}
+    for block in document.blocks:
+        if (block.row, block.mode) == (row.name, "saturated"):
+            kinds, times = block.frames.kinds, block.frames.total_ms
+            found = [ms for kind, ms in zip(kinds, times, strict=True) if kind == "d" or counted == ALL]
+            if found:
+                rounds.setdefault(block.round, []).extend(found)
+    by_round = [rounds[index] for index in sorted(rounds)]
+    mean, factor = latency[counted].mean_ms, 1.0
+    if counted == ALL and interval is not None and {"keyframe", "delta"} <= latency.keys():
         keyframe, delta = latency["keyframe"].mean_ms.value, latency["delta"].mean_ms.value
         factor = (keyframe / interval + delta * (1 - 1 / interval)) / mean.value
     return Point(
@@ -188,9 +194,9 @@ def _point(
         score=score,
         loss=best - score,
         mean_ms=_scaled(mean, factor),
-        p99_ms=latency[ALL].p99_ms,
-        rounds_ms=tuple(float(np.mean(b.frames.total_ms)) * factor for b in blocks),
-        rounds_p99_ms=tuple(float(np.percentile(b.frames.total_ms, 99)) for b in blocks),
+        p99_ms=latency[counted].p99_ms,
+        rounds_ms=tuple(float(np.mean(times)) * factor for times in by_round),
+        rounds_p99_ms=tuple(float(np.percentile(times, 99)) for times in by_round),
         parts=parts_of(row),
         runs=row.variant != "flow",
     )

@@ -249,6 +249,30 @@ def test_points_of_a_document() -> None:
     assert points[SUBJECT].rounds_ms == pytest.approx([np.mean(b.frames.total_ms) for b in blocks])
 
 
+def test_blocks_of_one_round_count_together() -> None:
+    document = make_document(rounds=2)
+    times = ((0, [4.0, 6.0]), (1, [9.0]), (0, [14.0]), (1, [9.0]))
+    split = tuple(
+        Block(row=SUBJECT, round=index, mode="saturated", frames=columns("k" * len(steps), np.array(steps)))
+        for index, steps in times
+    )
+    others = tuple(b for b in document.blocks if (b.row, b.mode) != (SUBJECT, "saturated"))
+    found = points_of(document.model_copy(update={"blocks": (*others, *split)}))[0]
+    assert found.rounds_ms == pytest.approx((8.09, 9.09))  # with the runner's own 0.09 ms
+    assert found.rounds_p99_ms == pytest.approx((13.93, 9.09))
+
+
+def test_keyframes_beside_the_frames_are_judged_by_the_other_frames() -> None:
+    document = make_document(rounds=2, noise=0.0, between=0.0)
+    rows = tuple(row.model_copy(update={"background": row.name == SUBJECT}) for row in document.rows)
+    found = points_of(document.model_copy(update={"rows": rows}))[0]
+    figures = document.figures.row(SUBJECT, "saturated")
+    assert figures is not None
+    deltas = figures.stages["total"]["delta"]
+    assert (found.mean_ms, found.p99_ms) == (deltas.mean_ms, deltas.p99_ms)
+    assert np.mean(found.rounds_ms) == pytest.approx(deltas.mean_ms.value)
+
+
 def test_without_labels_the_teachers_answers_are_the_measure() -> None:
     document = make_document(rounds=2)
     rows = tuple(row.model_copy(update={"labels": None}) for row in document.rows)
