@@ -151,6 +151,6 @@ def test_what_the_readme_says_is_not_there_is_not_there() -> None:
     missing = README[README.index("## Not there yet") :].split("## ")[1]
     listed = CliRunner().invoke(app, ["--help"]).stdout
     named = re.findall(r"^- `(\w+)`", missing, re.MULTILINE)
-    assert named == ["bench", "adapt"]
+    assert named == ["adapt"]
     for verb in named:
         assert not re.search(rf"^  {verb} ", listed, re.MULTILINE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from edge_sdk.bench.tune import TuneRecipe
 from edge_sdk.build.recipe import BuildRecipe
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.settings import Settings, load_recipe
@@ -36,6 +37,7 @@ def kind_of(data: dict[str, Any]) -> type[Settings]:
         ("sources", CalibrationClipsRecipe),
         ("clips", CalibrateRecipe),
         ("calibration", BuildRecipe),
+        ("write", TuneRecipe),
         ("bundle", EvaluateRecipe),
         ("module", TrainRecipe),
         ("teacher", DistillRecipe),
