@@ -42,9 +42,13 @@ _RC = {
     "legend.fontsize": 9,
 }
 _SIZE_INCHES = (6.2, 3.7)
-_DECADES_FROM_RATIO = 300.0
+# Numbers that stand at an axis' ticks, within each decade, up to a ratio of its ends.
+_TICKS = ((10.0, (1, 1.5, 2, 3, 4, 5, 7)), (300.0, (1, 2, 5)))
 # Places of a label beside its point: side (1 right), and rise in points.
 _PLACES = ((1, 7), (1, -7), (-1, 7), (-1, -7), (1, 18), (1, -18))
+_FAR_PLACES = ((1, 0), (-1, 0), (-1, 18), (-1, -18))
+# Points of width: half a mark, a letter on average, and where names must not touch in any font.
+_MARK, _LETTER, _WIDE_LETTER = 5.0, 5.0, 5.6
 
 
 def svg(
@@ -81,43 +85,43 @@ def svg(
 
 
 def label_points(
-    axes: Any,
-    points: Mapping[str, tuple[float, float]],
-    *,
-    may_lack: Collection[str] = (),
-    inside: bool = False,
+    axes: Any, points: Mapping[str, tuple[float, float]], may_lack: Collection[str] | None = None
 ) -> tuple[str, ...]:
     """Write each point's name beside it, on the side where no earlier name stands.
 
     Args:
         axes: with its limits set.
         points: position by name, the most important first.
-        may_lack: names to leave out where there is no room for them.
-        inside: keep names within the axes, where there is room.
+        may_lack: names to leave out where there is no room for them; where it is given, names also keep within the
+            axes and off other points. None where there are few.
 
     Returns:
         The names that were left out.
     """
-    taken: list[tuple[float, float, float]] = []  # left, right, height of the middle; in points (1/72 inch)
-    lacking = []
     scale = 72 / axes.figure.dpi
-    edges = axes.bbox.x0 * scale, axes.bbox.x1 * scale
-    for name, point in points.items():
-        x, y = axes.transData.transform(point) * scale
-        width = 5.0 * len(name)
-        for side, rise in _PLACES:
+    crowded = may_lack is not None
+    at = {name: axes.transData.transform(point) * scale for name, point in points.items()}
+    left_edge, right_edge = axes.bbox.x0 * scale, axes.bbox.x1 * scale
+    # Left, right, height of the middle; in points (1/72 inch).
+    taken: list[tuple[float, float, float]] = []
+    marks = [(x - _MARK, x + _MARK, y) for x, y in at.values()] if crowded else []
+    lacking = []
+    for name, (x, y) in at.items():
+        width = (_WIDE_LETTER if crowded else _LETTER) * len(name)
+        others = [mark for mark in marks if mark != (x - _MARK, x + _MARK, y)]
+        for side, rise in (*_PLACES, *(_FAR_PLACES if crowded else ())):
             left, height = (x + 7 if side > 0 else x - 7 - width), y + rise
-            clear = all(left > b or left + width < a or abs(height - h) > 10 for a, b, h in taken)
-            clear &= not inside or (edges[0] <= left and left + width <= edges[1])
+            clear = all(left > b or left + width < a or abs(height - h) > 10 for a, b, h in (*taken, *others))
+            clear &= not crowded or (left_edge <= left and left + width <= right_edge)
             if clear:
                 break
-        if not clear and name in may_lack:
+        if not clear and crowded and name in may_lack:
             lacking.append(name)
             continue
         taken.append((left, left + width, height))
         axes.annotate(
             name,
-            point,
+            points[name],
             xytext=(7 * side, rise),
             textcoords="offset points",
             ha="left" if side > 0 else "right",
@@ -133,9 +137,8 @@ def _plain_numbers(axes: Any, purpose: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             low, high = axis.get_view_interval()
-            axis.set_major_locator(
-                ticker.LogLocator(subs=(1,) if high / low > _DECADES_FROM_RATIO else (1, 2, 5))
-            )
+            within = next((ticks for ratio, ticks in _TICKS if high / low <= ratio), (1,))
+            axis.set_major_locator(ticker.LogLocator(subs=within))
             axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
             axis.set_minor_formatter(ticker.NullFormatter())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ from edge_sdk.bench.document import SUBJECT, BenchDocument, Row
 from edge_sdk.bench.figures import ALL, STAGES, Figures
 from edge_sdk.bench.pooled import Pooled
 from edge_sdk.bench.samples import KINDS, Mode
-from edge_sdk.bench.series import Envelope, dropped_at_ms, envelope, front, tail
+from edge_sdk.bench.series import Envelope, front, tail
 from edge_sdk.bench.wording import accuracy_of
-from edge_sdk.drawing import COLOURS, INK, LINE, MARKERS, label_points, svg
+from edge_sdk.drawing import COLOURS, INK, MARKERS, label_points, svg
 from edge_sdk.evaluate.table import milliseconds
 
 PURPOSE = "the bench report"
@@ -29,8 +28,11 @@ _DETAIL_FRAMES = 90
 # From these ratios of the highest to the usual (or lowest) value on, the scale is logarithmic.
 _LOG_FROM_SPIKE = 12.0
 _LOG_FROM_RATIO = 30.0
+_LOG_FROM_CURVES = 1.5
 _FAR_DEADLINE = 3.0
 _VARIANT_COLOUR = {"pair": "delta"}
+# Rows whose names come first where there is little room.
+_ALWAYS_NAMED = (SUBJECT, "teacher", "copy", "flow", "rival")
 _MODES: tuple[Mode, ...] = ("camera", "saturated")
 
 
@@ -162,7 +164,7 @@ def distribution(document: BenchDocument, mode: Mode) -> Plot:
     if pool is None:
         return Plot(title, None, f"The subject answered no frame {mode_name(mode, document)}: not measured.")
     stage, label = LATENCY[mode]
-    curves = [
+    curves: list[tuple[str, tuple[np.ndarray, np.ndarray], str, Any]] = [
         (kind, tail(pool.stages[stage][mask]), COLOURS.get(kind, INK), "-")
         for kind, mask in pool.kinds()
         if kind != ALL or len(set(pool.letters.tolist())) > 1
@@ -182,7 +184,7 @@ def distribution(document: BenchDocument, mode: Mode) -> Plot:
         names = ["0", "50", *(f"{100 * (1 - 10.0**-n):.{max(0, n - 2)}f}" for n in range(1, int(far) + 1))]
         axes.set_xticks(ticks, names)
         lows = [values[values > 0].min(initial=np.inf) for _, (_, values), _, _ in curves]
-        if max(values.max() for _, (_, values), _, _ in curves) / min(lows) > 3:
+        if max(values.max() for _, (_, values), _, _ in curves) / min(lows) > _LOG_FROM_CURVES:
             axes.set_yscale("log")
         axes.set_xlabel("percent of frames that are at least as fast")
         axes.set_ylabel(label + (" (log scale)" if axes.get_yscale() == "log" else ""))
@@ -226,6 +228,7 @@ def stages(document: BenchDocument, figures: Figures) -> Plot:
                     begin = begin + width
             axes.grid(axis="y", visible=False)
             axes.set_xlim(0, (begin.max() or 1) * 1.22)
+            axes.locator_params(axis="x", nbins=6)
             for place, end in zip(places, begin):
                 axes.annotate(
                     milliseconds(end),
@@ -244,8 +247,8 @@ def stages(document: BenchDocument, figures: Figures) -> Plot:
     return Plot(
         "Where the time goes",
         svg("stages", draw, PURPOSE, size_inches=(WIDE_INCHES, 0.9 + 0.36 * len(found)), settings=_EXACT),
-        "Means add up, percentiles do not: those are in the table. 'capture' is the wait of a frame that the camera has "
-        "ready for the runner to be free; 'rest' is what a call takes beside its stages.",
+        "Means add up, percentiles do not: those are in the table. 'capture' is the time that a frame waits for the "
+        "runner to be free; 'rest' is what a call takes beside its stages.",
     )
 
 
@@ -309,12 +312,11 @@ def accuracy(document: BenchDocument, figures: Figures, chosen: str | None) -> P
         axes.set_ylabel(measure)
         legend_above(axes)
         figure.draw_without_rendering()  # settles the layout, which decides where names have room
-        first = [name for name in (SUBJECT, chosen, *best) if name in points]
-        ordered = {name: points[name] for name in dict.fromkeys((*first, *points))}
-        extra = [name for name in ordered if name not in first]
-        unnamed.extend(label_points(axes, ordered, may_lack=extra, inside=True))
+        first = [name for name in (SUBJECT, chosen, *rows) if name == chosen or name in _ALWAYS_NAMED]
+        ordered = {name: points[name] for name in dict.fromkeys((*first, *best, *points)) if name in points}
+        unnamed.extend(label_points(axes, ordered, may_lack=set(ordered) - {SUBJECT, chosen}))
 
-    drawn = svg("accuracy", draw, PURPOSE, size_inches=(WIDE_INCHES * 0.75, 4.2), settings=_EXACT)
+    drawn = svg("accuracy", draw, PURPOSE, size_inches=(WIDE_INCHES, 4.4), settings=_EXACT)
     left_out = [row.name for row in document.rows if row.name not in rows]
     notes = [
         "Filled: no other row is at once as fast and more accurate. Whiskers: 95 % interval of the mean.",

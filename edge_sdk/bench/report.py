@@ -72,6 +72,7 @@ def render(
         plots.PURPOSE,
         {"size": size},
         document=document,
+        words=sheets.WORDS,
         subject=subject,
         what=row_text(document.rows[0]),
         source=source_text(document),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_sdk.bench.comparison import Comparison
 from edge_sdk.bench.document import SUBJECT, BenchDocument, Row
-from edge_sdk.bench.figures import ALL, Distribution, Estimate, Figures, RowFigures
+from edge_sdk.bench.figures import ALL, STAGES, Deadline, Distribution, Estimate, Figures, RowFigures
 from edge_sdk.bench.samples import Mode
 from edge_sdk.bench.wording import growth, interval, row_text, span_text
 from edge_sdk.evaluate.table import NOTHING, milliseconds, share, size
@@ -42,14 +42,31 @@ class Sheet:
         headings: each with what it means.
         lines: below the headings.
         note: below the table, or instead of it.
-        words: how many of the first columns are words and stand left.
     """
 
     title: str
     headings: Sequence[tuple[str, str]]
     lines: Sequence[Line]
     note: str = ""
-    words: int = 1
+
+
+# Columns of words, which stand left; numbers stand right.
+WORDS = frozenset(
+    (
+        "row",
+        "frames of",
+        "stage",
+        "part",
+        "memory",
+        "sensor",
+        "reading",
+        "pace",
+        "kind",
+        "conditions",
+        "figure",
+        "answer",
+    )
+)
 
 
 def _estimate(found: Estimate | None) -> Cell:
@@ -72,9 +89,10 @@ _LATENCIES = (
 )
 
 
-def _latencies(found: Distribution) -> list[Cell]:
+def _latencies(found: Distribution, intervals: bool = True) -> list[Cell]:
+    estimates = (found.mean_ms, found.p50_ms, found.p90_ms, found.p99_ms)
     return [
-        *(_estimate(value) for value in (found.mean_ms, found.p50_ms, found.p90_ms, found.p99_ms)),
+        *(_estimate(value) if intervals else Cell(milliseconds(value.value)) for value in estimates),
         Cell(milliseconds(found.p999_ms)),
         Cell(milliseconds(found.max_ms)),
     ]
@@ -83,58 +101,85 @@ def _latencies(found: Distribution) -> list[Cell]:
 def rows(document: BenchDocument, figures: Figures, mode: Mode, chosen: str | None = None) -> Sheet:
     """Every row in one mode."""
     camera = mode == "camera"
-    headings = [("row", "what answers the frames"), ("frames", "answered"), *_LATENCIES]
-    if camera:
-        headings += [
-            ("late", f"answers older than the deadline of {document.deadline_ms:.3g} ms"),
-            ("dropped", "frames that were never answered"),
-            ("misses", "late and dropped, of all frames"),
-            ("jitter p99", "99 of 100 intervals between answers are within this of the camera's period, ms"),
-        ]
-    else:
-        headings += [("speed-up", "the teacher's mean over this mean, within each round")]
-    headings += [
-        ("frames/s", "answered"),
-        ("mJ/frame", "millijoules of the whole machine for each frame"),
-        ("mIoU", "with the labels of the clip"),
-        ("agreement", "mIoU with the float32 teacher's answers as truth"),
-    ]
+    own = _camera_columns(document.deadline_ms) if camera else _SATURATED
     lines = []
     for row in document.rows:
         found = figures.row(row.name, mode)
         latency = None if found is None else found.latency()
         if found is not None and latency is not None:
             name = Cell(row.name + (" (chosen)" if row.name == chosen else ""), row_text(row))
-            cells = [name, Cell(str(latency.frames)), *_latencies(latency), *_rates(found, row)]
+            rates = [column(found, row) for _, _, column in own]
             colour = "delta" if row.variant == "pair" else row.variant
+            cells = [name, *_latencies(latency), *rates, Cell(str(latency.frames))]
             lines.append(Line(cells, colour, row.name == SUBJECT))
+    headings = [
+        ("row", "what answers the frames"),
+        *_LATENCIES,
+        *((heading, meaning) for heading, meaning, _ in own),
+        ("frames", "answered, over all rounds"),
+    ]
     notes = [f"{row.name}: {row.note}." for row in document.rows if row.note and not camera]
-    if not camera and len(document.rows) > 1:
+    if not camera and len(lines) > 1:
         notes.append("Every row answered the same frames, in the same run and by turns.")
-    return Sheet(
-        "At camera pace: age of an answer when it is delivered"
-        if camera
-        else "Saturated: from call to answer, each frame given when the last is answered",
-        *_without_empty(headings, lines),
-        " ".join(notes)
-        if lines
-        else f"Not measured: no row ran {'at camera pace' if camera else 'saturated'}.",
+    if not lines:
+        notes = [f"Not measured: no row ran {'at camera pace' if camera else 'saturated'}."]
+    return Sheet(_TITLES[mode], *_without_empty(headings, lines), " ".join(notes))
+
+
+_TITLES = {
+    "saturated": "Saturated: from call to answer, each frame given when the last is answered",
+    "camera": "At camera pace: age of an answer when it is delivered",
+}
+_Column = tuple[str, str, Callable[[RowFigures, Row], Cell]]
+_RATES: tuple[_Column, ...] = (
+    ("frames/s", "answered", lambda found, _: _scaled(found.throughput_fps, ".1f")),
+    (
+        "mJ/frame",
+        "millijoules of the whole machine for each frame",
+        lambda found, _: _scaled(found.energy_mj, ".0f"),
+    ),
+)
+_SATURATED: tuple[_Column, ...] = (
+    (
+        "speed-up",
+        "the teacher's mean over this mean, within each round",
+        lambda found, _: _scaled(found.speedup, ".2f", unit="×"),
+    ),
+    ("mIoU", "with the labels of the clip", lambda _, row: Cell(share(row.labels))),
+    (
+        "agreement",
+        "mIoU with the float32 teacher's answers as truth",
+        lambda _, row: Cell(share(row.agreement)),
+    ),
+    *_RATES,
+)
+
+
+def _camera_columns(deadline_ms: float) -> tuple[_Column, ...]:
+    """What is told at camera pace alone."""
+
+    def of_deadline(text: Callable[[Deadline], Cell]) -> Callable[[RowFigures, Row], Cell]:
+        return lambda found, _: Cell(NOTHING) if found.deadline is None else text(found.deadline)
+
+    return (
+        (
+            "late",
+            f"answers older than the deadline of {deadline_ms:.3g} ms",
+            of_deadline(lambda met: Cell(str(met.late))),
+        ),
+        ("dropped", "frames that were never answered", of_deadline(lambda met: Cell(str(met.dropped)))),
+        (
+            "misses",
+            "late and dropped, of all frames",
+            of_deadline(lambda met: _scaled(met.miss_rate, ".2f", 100, " %")),
+        ),
+        (
+            "jitter p99",
+            "99 of 100 intervals between answers are within this of the camera's period, ms",
+            lambda found, _: Cell(milliseconds(None if found.jitter is None else found.jitter.p99_ms)),
+        ),
+        *_RATES,
     )
-
-
-def _rates(found: RowFigures, row: Row) -> list[Cell]:
-    if found.deadline is not None:
-        met, jitter = found.deadline, found.jitter
-        own = [
-            Cell(str(met.late)),
-            Cell(str(met.dropped)),
-            _scaled(met.miss_rate, ".2f", 100, " %"),
-            Cell(NOTHING if jitter is None else milliseconds(jitter.p99_ms)),
-        ]
-    else:
-        own = [_scaled(found.speedup, ".2f", unit="×")]
-    scores = [Cell(share(row.labels)), Cell(share(row.agreement))]
-    return [*own, _scaled(found.throughput_fps, ".1f"), _scaled(found.energy_mj, ".0f"), *scores]
 
 
 def _without_empty(
@@ -157,15 +202,20 @@ def stages(document: BenchDocument, figures: Figures, mode: Mode) -> Sheet:
     title = "Stages at camera pace, ms" if mode == "camera" else "Stages saturated, ms"
     headings = [
         ("stage", "in the order in which a frame passes them"),
-        ("frames", "kind"),
-        ("count", ""),
+        ("frames of", "which kind of step"),
         *_LATENCIES,
+        ("frames", "answered"),
     ]
     if found is None:
         return Sheet(title, headings, (), "Not measured.")
     lines = [
         Line(
-            [Cell(stage), Cell(kind), Cell(str(kinds[kind].frames)), *_latencies(kinds[kind])],
+            [
+                Cell(stage),
+                Cell(kind),
+                *_latencies(kinds[kind], intervals=stage in ("total", "age")),
+                Cell(str(kinds[kind].frames)),
+            ],
             strong=kind == ALL,
         )
         for stage, kinds in (
@@ -177,13 +227,13 @@ def stages(document: BenchDocument, figures: Figures, mode: Mode) -> Sheet:
     ]
     waits = "'capture': from the camera to the call. " if mode == "camera" else ""
     own = "" if found.gpu else " The step's own time on a GPU: none was used, or the backend does not tell."
-    return Sheet(title, headings, lines, f"{waits}'total': from call to answer.{own}", words=2)
+    return Sheet(title, headings, lines, f"{waits}'total': from call to answer.{own}")
 
 
 def cost(figures: Figures) -> Sheet:
     """What the runner costs over its bare engines."""
     headings = [
-        ("frames", "kind"),
+        ("frames of", "which kind of step"),
         ("runner ms", "median of a frame through the runner"),
         ("bare engine ms", "median of the same step alone, on the runner's own buffers"),
         ("runner's own ms", "median of the differences within pairs"),
@@ -284,12 +334,12 @@ def sensors(figures: Figures) -> Sheet:
     ]
     untold = [name for name, (spans, *_) in zip(("clocks", "temperatures", "power"), groups) if not spans]
     note = f"Not told by this machine: {', '.join(untold)}." if untold else ""
-    return Sheet("Sensors over the run", [("sensor", ""), ("reading", "")], lines, note, words=2)
+    return Sheet("Sensors over the run", [("sensor", ""), ("reading", "")], lines, note)
 
 
 def worst(document: BenchDocument, figures: Figures) -> Sheet:
     """The slowest answers, each with what is known of its moment."""
-    stages_seen = dict.fromkeys(stage for frame in figures.worst for stage in frame.stages_ms)
+    stages_seen = [stage for stage in STAGES if any(stage in frame.stages_ms for frame in figures.worst)]
     headings = [
         ("pace", "how frames came"),
         ("frame", "its number at the camera, and its round"),

@@ -75,6 +75,8 @@ def timeline(document: BenchDocument) -> Plot:
     caption = before + _caption(pool, frames, mode, unit_ms)
     if mode == "camera" and not in_sight[0]:
         caption += f" The deadline of {document.deadline_ms:.3g} ms is far above all of them."
+    if any(len(found) > len(_PALETTE) for _, found in panels):
+        caption += f" Of each kind of sensor the {len(_PALETTE)} highest are drawn; the table has all."
     if not panels:
         caption += " Clocks and temperatures: not told by this machine."
     return Plot(f"{title}, {mode_name(mode, document)}", drawn, caption)
@@ -142,7 +144,7 @@ def _panels(document: BenchDocument) -> list[tuple[str, list[Sensor]]]:
     readings = sorted(document.readings, key=lambda reading: reading.at_ms)
     clocks = sensors(readings, lambda reading: {k: v / 1e3 for k, v in reading.clock_mhz.items()})
     heat = sensors(readings, lambda reading: reading.temperature_c)
-    return [(label, found[: len(_PALETTE)]) for label, found in (("GHz", clocks), ("°C", heat)) if found]
+    return [(label, found) for label, found in (("GHz", clocks), ("°C", heat)) if found]
 
 
 def _draw_sensors(axes: Any, found: list[Sensor], unit_ms: float) -> None:
@@ -185,7 +187,13 @@ def memory(document: BenchDocument, figures: Figures) -> Plot:
             axes.fill_between(
                 curve.at / unit_ms, curve.low, curve.high, color=COLOURS["step"], alpha=0.3, linewidth=0
             )
-            axes.plot(curve.at / unit_ms, curve.high, color=COLOURS["step"], linewidth=1.4, label=kind)
+            axes.plot(
+                curve.at / unit_ms,
+                (curve.low + curve.high) / 2,
+                color=COLOURS["step"],
+                linewidth=1.4,
+                label=kind,
+            )
             slope = found.growth_bytes_per_hour
             if slope is not None:
                 at, used = _told(settled, fields[kind])

@@ -52,9 +52,16 @@ def schedule_text(schedule: ScheduleSettings) -> str:
 
 
 def row_text(row: Row) -> str:
-    """Engine and schedule of a row."""
-    beside = ", keyframes in the background" if row.background else ""
-    return f"{row.engine}, keyframes {schedule_text(row.schedule)}{beside}"
+    """Engine and schedule of a row, as far as its name does not say them."""
+    named = row.name.split()
+    parts = [
+        "" if row.engine in named else row.engine,
+        ""
+        if f"K={getattr(row.schedule, 'interval', None)}" in named
+        else f"keyframes {schedule_text(row.schedule)}",
+        "keyframes in the background" if row.background else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def accuracy_of(document: BenchDocument) -> tuple[str, Callable[[Row], float | None]] | None:
@@ -77,7 +84,9 @@ def gain(document: BenchDocument, figures: Figures) -> str:
     mean = f"A frame takes {milliseconds(latency.mean_ms.value)} ms on average"
     if not others:
         return f"{mean}; no baseline was measured beside it, so what is gained is not known."
-    return f"{mean}: {'; '.join(_against(name, document, figures) for name in others)}."
+    accuracy = accuracy_of(document)
+    points = "" if accuracy is None else f" Points are of {accuracy[0]}."
+    return f"{mean}: {'; '.join(_against(name, document, figures) for name in others)}.{points}"
 
 
 def _against(name: str, document: BenchDocument, figures: Figures) -> str:
@@ -90,12 +99,13 @@ def _against(name: str, document: BenchDocument, figures: Figures) -> str:
     speedup = ours.speedup if name == "teacher" and ours is not None else None
     ratio = other.mean_ms.value / mine.mean_ms.value if speedup is None else speedup.value
     between = interval(speedup, spec=".2f")
-    speed = f"{ratio:.2f} times the speed of {_WHAT[name]}{f' ({between})' if between else ''}"
+    times = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times as slow"
+    speed = f"{times} as {_WHAT[name]}{f' ({between})' if between else ''}"
     found = accuracy_of(document)
     scores = [None if found is None else found[1](document.row(row)) for row in (SUBJECT, name)]
     if found is None or scores[0] is None or scores[1] is None:
         return f"{speed}, accuracy not compared"
-    return f"{speed} for {100 * (scores[0] - scores[1]):+.1f} points of {found[0]}"
+    return f"{speed}, {100 * (scores[0] - scores[1]):+.1f} points"
 
 
 def growth(memory: Memory) -> str:
