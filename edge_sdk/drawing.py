@@ -24,6 +24,7 @@ MARKERS = {"teacher": "s", "rival": "D", "copy": "v", "flow": "^", "delta": "o"}
 
 _RC = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with dollar signs is a name
     "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -115,7 +116,7 @@ def label_points(
             clear &= not crowded or (left_edge <= left and left + width <= right_edge)
             if clear:
                 break
-        if not clear and crowded and name in may_lack:
+        if not clear and may_lack is not None and name in may_lack:
             lacking.append(name)
             continue
         taken.append((left, left + width, height))

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.bench.document import SUBJECT, BenchDocument, Row
+from edge_sdk.bench.document import SUBJECT, BenchDocument
 from edge_sdk.bench.figures import ALL, STAGES, Figures
 from edge_sdk.bench.pooled import Pooled
 from edge_sdk.bench.samples import KINDS, Mode
-from edge_sdk.bench.series import Envelope, front, tail
-from edge_sdk.bench.wording import accuracy_of
-from edge_sdk.drawing import COLOURS, INK, MARKERS, label_points, svg
+from edge_sdk.bench.series import Envelope, tail
+from edge_sdk.drawing import COLOURS, INK, svg
 from edge_sdk.evaluate.table import milliseconds
 
 PURPOSE = "the bench report"
@@ -22,17 +21,13 @@ LATENCY = {"camera": ("age", "age at delivery, ms"), "saturated": ("total", "cal
 WIDE_INCHES = 11.4
 _HALF = (5.6, 3.5)
 # Matplotlib thins lines by itself; what is drawn here has been thinned, and every spike is meant.
-_EXACT = {"path.simplify": False}
+EXACT = {"path.simplify": False}
 _SPANS = 700
 _DETAIL_FRAMES = 90
-# From these ratios of the highest to the usual (or lowest) value on, the scale is logarithmic.
+# From these ratios of the highest value to the usual one, or the lowest, on the scale is logarithmic.
 _LOG_FROM_SPIKE = 12.0
-_LOG_FROM_RATIO = 30.0
 _LOG_FROM_CURVES = 1.5
 _FAR_DEADLINE = 3.0
-_VARIANT_COLOUR = {"pair": "delta"}
-# Rows whose names come first where there is little room.
-_ALWAYS_NAMED = (SUBJECT, "teacher", "copy", "flow", "rival")
 _MODES: tuple[Mode, ...] = ("camera", "saturated")
 
 
@@ -146,7 +141,7 @@ def detail(document: BenchDocument, pool: Pooled, mode: Mode) -> Plot:
 
     return Plot(
         f"The slowest answer and the frames round it, {mode_name(mode, document)}",
-        svg("detail", draw, PURPOSE, size_inches=(WIDE_INCHES, 2.6), settings=_EXACT),
+        svg("detail", draw, PURPOSE, size_inches=(WIDE_INCHES, 2.6), settings=EXACT),
         f"Frame {pool.seq[slowest]} of round {pool.round[slowest]} took {milliseconds(pool.stages[stage][slowest])} "
         "ms. A bar is one frame; a frame that has to wait is as late as the one before it makes it.",
     )
@@ -192,14 +187,51 @@ def distribution(document: BenchDocument, mode: Mode) -> Plot:
 
     return Plot(
         title,
-        svg(f"tail-{mode}", draw, PURPOSE, size_inches=_HALF, settings=_EXACT),
+        svg(f"tail-{mode}", draw, PURPOSE, size_inches=_HALF, settings=EXACT),
         "Each step to the right is ten times rarer. A curve ends with the slowest frame of its kind (dot).",
     )
 
 
 def stages(document: BenchDocument, figures: Figures) -> Plot:
     """Mean time of each stage, stacked, by kind of frame; beside it the same without the step, which hides the rest."""
-    found: list[tuple[str, dict[str, float]]] = []
+    title = "Where the time goes"
+    found = _stage_means(figures)
+    if not found:
+        return Plot(title, None, "The subject answered no frame: not measured.")
+    present = [stage for stage in (*STAGES, "rest") if any(means.get(stage) for _, means in found)]
+    places = np.arange(len(found))
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (3, 2)})
+        for axes, shown in ((left, present), (right, [stage for stage in present if stage != "step"])):
+            begin = np.zeros(len(found))
+            for stage in shown:
+                width = np.array([means.get(stage, 0.0) for _, means in found])
+                axes.barh(places, width, 0.7, left=begin, color=COLOURS[stage.replace(" ", "-")], label=stage)
+                begin = begin + width
+            axes.grid(axis="y", visible=False)
+            axes.set_xlim(0, (begin.max() or 1) * 1.22)
+            axes.locator_params(axis="x", nbins=6)
+            style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+            for place, end in zip(places, begin):
+                axes.annotate(milliseconds(end), (end, place), (4, 0), **style)
+        left.set_yticks(places, [name for name, _ in found])
+        left.invert_yaxis()
+        left.set_xlabel("mean milliseconds a frame")
+        right.set_xlabel("the same without the step")
+        legend_above(left)
+
+    return Plot(
+        title,
+        svg("stages", draw, PURPOSE, size_inches=(WIDE_INCHES, 0.9 + 0.36 * len(found)), settings=EXACT),
+        "Means add up, percentiles do not: those are in the table. 'capture' is the time that a frame waits for the "
+        "runner to be free; 'rest' is what a call takes beside its stages.",
+    )
+
+
+def _stage_means(figures: Figures) -> list[tuple[str, dict[str, float]]]:
+    """Milliseconds by stage, for each mode and kind of frame."""
+    found = []
     for mode in _MODES:
         row = figures.row(SUBJECT, mode)
         whole = {} if row is None else row.stages["total"]
@@ -213,114 +245,4 @@ def stages(document: BenchDocument, figures: Figures) -> Plot:
                 inner = sum(value for stage, value in means.items() if stage != "capture")
                 means["rest"] = max(0.0, whole[kind].mean_ms.value - inner)
                 found.append((f"{mode}: {kind}", means))
-    present = [stage for stage in (*STAGES, "rest") if any(means.get(stage) for _, means in found)]
-
-    def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (3, 2)})
-        places = np.arange(len(found))
-        for axes, leave_out in ((left, ()), (right, ("step",))):
-            begin = np.zeros(len(found))
-            for stage in present:
-                if stage not in leave_out:
-                    width = np.array([means.get(stage, 0.0) for _, means in found])
-                    colour = COLOURS[stage.replace(" ", "-")]
-                    axes.barh(places, width, 0.7, left=begin, color=colour, label=stage)
-                    begin = begin + width
-            axes.grid(axis="y", visible=False)
-            axes.set_xlim(0, (begin.max() or 1) * 1.22)
-            axes.locator_params(axis="x", nbins=6)
-            for place, end in zip(places, begin):
-                axes.annotate(
-                    milliseconds(end),
-                    (end, place),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                )
-        left.set_yticks(places, [name for name, _ in found])
-        left.invert_yaxis()
-        left.set_xlabel("mean milliseconds a frame")
-        right.set_xlabel("the same without the step")
-        legend_above(left)
-
-    return Plot(
-        "Where the time goes",
-        svg("stages", draw, PURPOSE, size_inches=(WIDE_INCHES, 0.9 + 0.36 * len(found)), settings=_EXACT),
-        "Means add up, percentiles do not: those are in the table. 'capture' is the time that a frame waits for the "
-        "runner to be free; 'rest' is what a call takes beside its stages.",
-    )
-
-
-def accuracy(document: BenchDocument, figures: Figures, chosen: str | None) -> Plot:
-    """Every row's accuracy against its mean latency, with those that no other beats joined."""
-    title = "Accuracy against latency"
-    named = accuracy_of(document)
-    if named is None:
-        return Plot(
-            title, None, "Not measured: accuracy needs a clip (SOURCE), and this run had none of its own."
-        )
-    measure, value_of = named
-    rows: dict[str, tuple[Row, Any, float]] = {}
-    for row in document.rows:
-        found = figures.row(row.name, "saturated") or figures.row(row.name, "camera")
-        latency = None if found is None else found.latency()
-        value = value_of(row)
-        if latency is not None and value is not None:
-            rows[row.name] = (row, latency.mean_ms, value)
-    if not rows:
-        return Plot(title, None, "Not measured: no row has both an accuracy and a latency.")
-    points = {name: (mean.value, value) for name, (_, mean, value) in rows.items()}
-    best = front(points)
-    unnamed: list[str] = []
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        seen = set()
-        for name, (row, mean, value) in rows.items():
-            colour = COLOURS[_VARIANT_COLOUR.get(row.variant, row.variant)]
-            marker = MARKERS[_VARIANT_COLOUR.get(row.variant, row.variant)]
-            if mean.low is not None and mean.high is not None:
-                axes.plot([mean.low, mean.high], [value, value], color=colour, linewidth=1.2)
-            label = None if row.variant in seen else row.variant
-            seen.add(row.variant)
-            face = colour if name in best else "none"
-            axes.plot(
-                mean.value,
-                value,
-                marker,
-                color=colour,
-                markerfacecolor=face,
-                markersize=6.5,
-                label=label,
-                zorder=3,
-            )
-            if name == chosen:
-                axes.plot(
-                    mean.value, value, "o", color=INK, markerfacecolor="none", markersize=13, label="chosen"
-                )
-        axes.margins(x=0.14, y=0.14)
-        means = [x for x, _ in points.values()]
-        if max(means) / min(means) > _LOG_FROM_RATIO:
-            axes.set_xscale("log")
-        else:
-            axes.set_xlim(left=0)
-        if len(best) > 1:
-            x, y = zip(*(points[name] for name in best))
-            axes.step(x, y, where="post", color=INK, linewidth=1, alpha=0.6, zorder=1, label="none is better")
-        axes.set_xlabel("mean milliseconds a frame")
-        axes.set_ylabel(measure)
-        legend_above(axes)
-        figure.draw_without_rendering()  # settles the layout, which decides where names have room
-        first = [name for name in (SUBJECT, chosen, *rows) if name == chosen or name in _ALWAYS_NAMED]
-        ordered = {name: points[name] for name in dict.fromkeys((*first, *best, *points)) if name in points}
-        unnamed.extend(label_points(axes, ordered, may_lack=set(ordered) - {SUBJECT, chosen}))
-
-    drawn = svg("accuracy", draw, PURPOSE, size_inches=(WIDE_INCHES, 4.4), settings=_EXACT)
-    left_out = [row.name for row in document.rows if row.name not in rows]
-    notes = [
-        "Filled: no other row is at once as fast and more accurate. Whiskers: 95 % interval of the mean.",
-        f"Without room for a name, but in the table: {', '.join(unnamed)}." if unnamed else "",
-        f"Not scored: {', '.join(left_out)}." if left_out else "",
-    ]
-    return Plot(title, drawn, " ".join(filter(None, notes)))
+    return found

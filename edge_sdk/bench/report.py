@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_sdk.bench import plots, sheets, timeline
+from edge_sdk.bench import plots, sheets, timeline, tradeoff
 from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, BenchDocument
 from edge_sdk.bench.samples import Mode
 from edge_sdk.bench.wording import GRADES, conditions, gain, row_text, source_text
@@ -85,7 +85,7 @@ def render(
         tails=[plots.distribution(document, mode) for mode in _MODES],
         stages=plots.stages(document, figures),
         stage_tables=[sheets.stages(document, figures, mode) for mode in _MODES],
-        accuracy=plots.accuracy(document, figures, chosen),
+        accuracy=tradeoff.accuracy(document, figures, chosen),
         choice=choice,
         cost=sheets.cost(figures),
         cold=sheets.cold(document, figures),

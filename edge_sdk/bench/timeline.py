@@ -9,6 +9,7 @@ import numpy as np
 from edge_sdk.bench.document import BenchDocument
 from edge_sdk.bench.figures import Figures
 from edge_sdk.bench.plots import (
+    EXACT,
     LATENCY,
     PURPOSE,
     WIDE_INCHES,
@@ -32,7 +33,6 @@ _SPANS = 700
 _MS_PER_HOUR = 3.6e6
 # Colours of sensors, and how many are drawn; the table has all.
 _PALETTE = ("step", "keyframe", "copy-in", "copy-out")
-_EXACT = {"path.simplify": False}
 
 
 def timeline(document: BenchDocument) -> Plot:
@@ -71,7 +71,7 @@ def timeline(document: BenchDocument) -> Plot:
         last.set_xlabel(f"{unit} since the beginning of the run")
 
     size = (WIDE_INCHES, 3.1 + 1.25 * len(panels))
-    drawn = svg("timeline", draw, PURPOSE, size_inches=size, settings=_EXACT)
+    drawn = svg("timeline", draw, PURPOSE, size_inches=size, settings=EXACT)
     caption = before + _caption(pool, frames, mode, unit_ms)
     if mode == "camera" and not in_sight[0]:
         caption += f" The deadline of {document.deadline_ms:.3g} ms is far above all of them."
@@ -184,24 +184,16 @@ def memory(document: BenchDocument, figures: Figures) -> Plot:
         for axes, (kind, found) in zip(panels, figures.memory.items()):
             at, used = _told(readings, fields[kind])
             curve = envelope(at, used / 1e6, _SPANS)
-            axes.fill_between(
-                curve.at / unit_ms, curve.low, curve.high, color=COLOURS["step"], alpha=0.3, linewidth=0
-            )
-            axes.plot(
-                curve.at / unit_ms,
-                (curve.low + curve.high) / 2,
-                color=COLOURS["step"],
-                linewidth=1.4,
-                label=kind,
-            )
+            x, style = curve.at / unit_ms, {"color": COLOURS["step"]}
+            axes.fill_between(x, curve.low, curve.high, alpha=0.3, linewidth=0, **style)
+            axes.plot(x, (curve.low + curve.high) / 2, linewidth=1.4, label=kind, **style)
             slope = found.growth_bytes_per_hour
             if slope is not None:
                 at, used = _told(settled, fields[kind])
                 base = np.median(used - slope.value * at / _MS_PER_HOUR)
                 ends = np.array([at[0], at[-1]])
                 line = (base + slope.value * ends / _MS_PER_HOUR) / 1e6
-                style = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1, "label": "slope"}
-                axes.plot(ends / unit_ms, line, **style)
+                axes.plot(ends / unit_ms, line, color=INK, linestyle=(0, (4, 2)), linewidth=1, label="slope")
             # A curve that hardly moves must not look as if it did.
             middle, reach = (curve.low.min() + curve.high.max()) / 2, curve.high.max() - curve.low.min()
             reach = max(reach * 1.2, 0.02 * middle, 0.1)
@@ -214,7 +206,7 @@ def memory(document: BenchDocument, figures: Figures) -> Plot:
     lines = [f"{kind}: {growth(found)}" for kind, found in figures.memory.items()]
     return Plot(
         title,
-        svg("memory", draw, PURPOSE, size_inches=(5.6, 1.6 + 1.4 * len(lines)), settings=_EXACT),
+        svg("memory", draw, PURPOSE, size_inches=(5.6, 1.6 + 1.4 * len(lines)), settings=EXACT),
         "; ".join(lines) + ". The axis does not begin at zero.",
     )
 
