@@ -9,7 +9,6 @@ from edge_sdk.bench import plots, sheets, timeline, tradeoff
 from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, BenchDocument
 from edge_sdk.bench.samples import Mode
 from edge_sdk.bench.wording import GRADES, conditions, gain, row_text, source_text
-from edge_sdk.evaluate.table import size
 from edge_sdk.files import write_text
 from edge_sdk.page import fill
 
@@ -70,8 +69,9 @@ def render(
         __package__,
         _TEMPLATE,
         plots.PURPOSE,
-        {"size": size},
+        {},
         document=document,
+        bundles=document.bundles,
         words=sheets.WORDS,
         subject=subject,
         what=row_text(document.rows[0]),

@@ -6,7 +6,7 @@ import base64
 
 from edge_sdk.evaluate.evaluation import Evaluation, Row
 from edge_sdk.evaluate.plots import accuracy_name, all_plots, headline
-from edge_sdk.evaluate.table import columns, share, size, title
+from edge_sdk.evaluate.table import columns, share, title
 from edge_sdk.page import fill
 
 _TEMPLATE = "report.html.j2"
@@ -23,8 +23,9 @@ def render(evaluation: Evaluation) -> str:
         __package__,
         _TEMPLATE,
         "the evaluation report",
-        {"share": share, "size": size, "jpeg": _data_uri},
+        {"share": share, "jpeg": _data_uri},
         evaluation=evaluation,
+        bundles=evaluation.bundles,
         title=title(evaluation),
         columns=shown,
         cells=[(row, [column.text(row) for column in shown]) for row in evaluation.rows],
