@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_sdk.bench.document import SUBJECT, BenchDocument, BundleFacts, Machine, Row, SourceFacts
+from edge_sdk.bench.document import SUBJECT, BenchDocument, Machine, Row, SourceFacts
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bench.samples import BareBlock, Block, FrameColumns, Mode, Reading, Start
 from edge_sdk.conditions import Conditions
+from edge_sdk.evaluate.facts import BundleFacts
 from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule
 
 CONDITIONS = Conditions(
@@ -158,7 +159,15 @@ def make_document(
         machine=Machine(telemetry=("sysfs",)),
         bundles=(
             BundleFacts(
-                role="subject", path="bundle", name="pair", created="2026-01-01", state_bytes=1000, sha256={}
+                role="subject",
+                path="bundle",
+                name="pair",
+                method="delta",
+                created="2026-01-01",
+                sdk_version="0.1.0",
+                state_bytes=1000,
+                sha256={},
+                provenance={},
             ),
         ),
         source=SourceFacts(

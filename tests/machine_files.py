@@ -22,7 +22,10 @@ def write(root: Path, files: dict[str, str | int]) -> Path:
     return root
 
 
-def folder(name: str, files: dict[str, str | int]) -> dict[str, str | int]:
+Values = dict[str, str | int]
+
+
+def folder(name: str, files: Values) -> Values:
     """The same files in a folder."""
     return {f"{name}/{file}": text for file, text in files.items()}
 
@@ -57,7 +60,7 @@ def orin(root: Path) -> Path:
     write(root, statm(1000) | stat(100, 900, 0))
     write(root, policy(0, 1190400, 115200, 1510400, 1728000, "schedutil"))
     write(root, policy(4, 729600, 115200, 1510400, 1728000, "schedutil"))
-    gpu = {"cur_freq": 306000000, "min_freq": 306000000, "max_freq": 624750000}
+    gpu: Values = {"cur_freq": 306000000, "min_freq": 306000000, "max_freq": 624750000}
     gpu |= {"available_frequencies": "306000000 624750000 1020000000", "governor": "nvhost_podgov"}
     write(root, folder("sys/class/devfreq/17000000.gpu", gpu))
     write(root, folder("sys/class/devfreq/15340000.vic", {"cur_freq": 115200000, "max_freq": 729600000}))
@@ -70,7 +73,7 @@ def orin(root: Path) -> Path:
     for number, kind in enumerate(cooling):
         state = 3 if kind in ("pwm-fan", "hot-surface-alert") else 0
         write(root, folder(f"{thermal}/cooling_device{number}", {"type": kind, "cur_state": state}))
-    rails = {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1240}
+    rails: Values = {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1240}
     rails |= {
         "in2_label": "VDD_CPU_GPU_CV",
         "in2_input": 4992,
@@ -80,7 +83,7 @@ def orin(root: Path) -> Path:
     }
     rails |= {"curr3_input": 0, "in7_label": "sum of shunt voltages", "in7_input": 12}
     write(root, folder("sys/class/hwmon/hwmon1", rails))
-    alarms = {
+    alarms: Values = {
         "name": "soctherm_oc",
         "oc1_event_cnt": 0,
         "oc2_event_cnt": 2,
@@ -96,7 +99,7 @@ def laptop(root: Path) -> Path:
     write(root, statm(2000) | stat(100, 900, 0))
     for cpu in (0, 1):
         write(root, policy(cpu, 2900000 + cpu * 100000, 400000, 4200000, 4200000, "powersave"))
-        counts = {"core_throttle_count": 3, "package_throttle_count": 10, "core_power_limit_count": 0}
+        counts: Values = {"core_throttle_count": 3, "package_throttle_count": 10, "core_power_limit_count": 0}
         write(root, folder(f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle", counts))
     write(root, folder("sys/class/thermal/thermal_zone0", {"type": "x86_pkg_temp", "temp": 61000}))
     for number, (kind, state) in enumerate(
@@ -109,7 +112,7 @@ def laptop(root: Path) -> Path:
         "intel-rapl-mmio:0": "package-0",
     }  # fmt: skip
     for zone, name in zones.items():
-        counter = {"name": name, "energy_uj": 60_000_000, "max_energy_range_uj": 100_000_000}
+        counter: Values = {"name": name, "energy_uj": 60_000_000, "max_energy_range_uj": 100_000_000}
         write(root, folder(f"sys/class/powercap/{zone}", counter))
     return root
 

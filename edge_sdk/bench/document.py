@@ -12,6 +12,7 @@ from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bench.samples import BareBlock, Block, Reading, Start
 from edge_sdk.conditions import Conditions
 from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
 from edge_sdk.files import require_file
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.settings import Settings, parse_settings
@@ -53,26 +54,9 @@ class Row(Settings):
     note: str = ""
 
 
-class BundleFacts(Settings):
-    """Which bundle played a part: enough to find it again."""
+class SourceFacts(ClipFacts):
+    """The frames, which are repeated; ``fps`` is the camera's rate, ``live`` says whether it is a real one."""
 
-    role: Literal["subject", "teacher", "rival"]
-    path: str
-    name: str
-    created: str
-    state_bytes: int
-    sha256: dict[str, str]
-
-
-class SourceFacts(Settings):
-    """The frames: where from, how many (repeated), how many labelled, size, and the camera's rate."""
-
-    uri: str
-    frames: int
-    labelled: int
-    height: int
-    width: int
-    fps: float
     live: bool
 
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sdk.bench.document import SUBJECT, BundleFacts, Row
+from edge_sdk.bench.document import SUBJECT, Row
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bundle import Bundle
 from edge_sdk.evaluate.baselines import FlowRunner
+from edge_sdk.evaluate.facts import BundleFacts
 from edge_sdk.evaluate.lineup import open_per_frame
 from edge_sdk.evaluate.measure import Contender, flow_contender, runner_contender
 from edge_sdk.manifest import FLOAT32
@@ -69,20 +70,7 @@ class Lineup:
     def facts(self) -> tuple[BundleFacts, ...]:
         """Identity of each bundle, the subject first."""
         roles = (("subject", self.subject), ("teacher", self.teacher), ("rival", self.rival))
-        return tuple(
-            BundleFacts.model_validate(
-                {
-                    "role": role,
-                    "path": str(bundle.path),
-                    "name": bundle.manifest.name,
-                    "created": bundle.manifest.created,
-                    "state_bytes": bundle.state_bytes,
-                    "sha256": {name: record.sha256 for name, record in bundle.manifest.files.items()},
-                }
-            )
-            for role, bundle in roles
-            if bundle is not None
-        )
+        return tuple(BundleFacts.of(role, bundle) for role, bundle in roles if bundle is not None)
 
 
 def default_rows(recipe: BenchRecipe, lineup: Lineup, backend: str) -> tuple[Row, ...]:

@@ -81,7 +81,7 @@ def bench(
         conditions=conditions,
         machine=telemetry.machine(named.report),
         bundles=lineup.facts(),
-        source=_facts(clip, session.fps, is_live),
+        source=SourceFacts.of(clip, fps=session.fps, live=is_live),
         rows=scored,
         starts=tuple(session.starts),
         blocks=tuple(session.blocks),
@@ -102,16 +102,3 @@ def _clip(recipe: BenchRecipe, lineup: Lineup) -> tuple[Clip, bool]:
     return read_clip(
         recipe.source, lineup.subject.task, (height, width), limit=limit, labels=not is_live
     ), is_live
-
-
-def _facts(clip: Clip, fps: float, is_live: bool) -> SourceFacts:
-    height, width = clip.size_hw
-    return SourceFacts(
-        uri=clip.uri,
-        frames=len(clip),
-        labelled=clip.labelled,
-        height=height,
-        width=width,
-        fps=fps,
-        live=is_live,
-    )

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from edge_sdk.bench.document import SUBJECT, BenchDocument
 from edge_sdk.bench.figures import Distribution, Estimate, Figures, RowFigures
+from edge_sdk.bench.samples import Mode
 from edge_sdk.evaluate.table import NOTHING, milliseconds, share, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _KINDS = ("all", "keyframe", "delta", "skip")
+_MODES: tuple[Mode, ...] = ("camera", "saturated")
 
 
 def renderables(document: BenchDocument) -> list[Any]:
@@ -21,8 +23,8 @@ def renderables(document: BenchDocument) -> list[Any]:
     lines += [f"  {reason}" for reason in verdict.reasons]
     lines += [f"  {remark}" for remark in verdict.remarks]
     tables: list[Any] = [_rows_table(document, figures)]
-    for mode in ("camera", "saturated"):
-        row = figures.row(SUBJECT, mode)  # type: ignore[arg-type]
+    for mode in _MODES:
+        row = figures.row(SUBJECT, mode)
         if row is not None:
             tables.append(_stages_table(row, document))
     return [*tables, "\n".join((*_lines(document, figures), *lines))]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_sdk.cli.options import EngineName, JsonFlag
+from edge_sdk.cli.options import EngineName, JsonFlag, RecipeOption, Rival, Teacher
 from edge_sdk.errors import RecipeError
 from edge_sdk.files import require_writable
 from edge_sdk.optional import require
@@ -51,17 +51,9 @@ def bench(
     ] = None,
     engine: EngineName = None,
     backend: Annotated[str | None, typer.Option("--backend", help="Runtime that computes.")] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option("--teacher", help="Per-frame bundle of the teacher; else the bundle's keyframe step."),
-    ] = None,
-    rival: Annotated[
-        Path | None, typer.Option("--rival", help="Bundle of a smaller per-frame network to compare with.")
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="YAML file with every setting; options replace its values."),
-    ] = None,
+    teacher: Teacher = None,
+    rival: Rival = None,
+    recipe: RecipeOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for bench.json and the HTML report.")
     ] = None,
@@ -83,6 +75,8 @@ def bench(
     allows. Leave the machine alone meanwhile; the verdict says what disturbed it.
     """
     from edge_sdk.bench.document import BenchDocument
+    from edge_sdk.bench.recipe import BenchRecipe
+    from edge_sdk.cli.stage import read_options
 
     given = {
         "bundle": bundle, "source": source, "preset": None if preset is None else preset.value, "seconds": seconds,
@@ -94,7 +88,7 @@ def bench(
         _refuse(given, document)
         _finish(BenchDocument.load(document), old, out, as_json)
         return
-    settings = read_settings(recipe, given)
+    settings = read_options(BenchRecipe, "bench", recipe, given, ("bundle",))
     _check_out(settings.out)
     _finish(_measured(settings), old, settings.out, as_json)
 
@@ -144,23 +138,3 @@ def _refuse(given: dict[str, Any], document: Path) -> None:
                 f"--document: {document} is a finished run, '{name}' was given beside it.",
                 hint="Leave out one of the two.",
             )
-
-
-def read_settings(recipe: Path | None, given: dict[str, Any]) -> BenchRecipe:
-    """The recipe, or its defaults, with the options that were given in place of its values.
-
-    Raises:
-        RecipeError: a key or value is wrong, or the bundle is named nowhere.
-    """
-    from edge_sdk.bench.recipe import BenchRecipe
-    from edge_sdk.settings import load_recipe, parse_settings
-
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    if recipe is not None:
-        return load_recipe(recipe, BenchRecipe, **options)
-    if options["bundle"] is None:
-        raise RecipeError(
-            "BUNDLE: expected on the command line or in a recipe.",
-            hint="Run: edge-sdk bench BUNDLE, or: edge-sdk bench --recipe RECIPE.",
-        )
-    return parse_settings({k: v for k, v in options.items() if v is not None}, BenchRecipe, "edge-sdk bench")

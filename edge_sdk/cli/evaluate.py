@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_sdk.cli.options import JsonFlag, Limit, Threads
+from edge_sdk.cli.options import JsonFlag, Limit, RecipeOption, Rival, Teacher, Threads
 from edge_sdk.errors import RecipeError
 from edge_sdk.files import require_writable
 from edge_sdk.optional import require
@@ -21,13 +21,8 @@ def evaluate(
     source: Annotated[
         str | None, typer.Argument(metavar="SOURCE", help="Frames, with or without labels.")
     ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option("--teacher", help="Per-frame bundle of the teacher; else the bundle's keyframe step."),
-    ] = None,
-    rival: Annotated[
-        Path | None, typer.Option("--rival", help="Bundle of a smaller per-frame network to compare with.")
-    ] = None,
+    teacher: Teacher = None,
+    rival: Rival = None,
     intervals: Annotated[
         str | None, typer.Option("--intervals", help="Keyframe intervals, such as 5,10.", show_default=False)
     ] = None,
@@ -43,10 +38,7 @@ def evaluate(
     limit: Limit = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the HTML report.")] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="YAML file with every setting; options replace its values."),
-    ] = None,
+    recipe: RecipeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare the runner with its teacher, copying, optical flow and a per-frame network: one run, one table."""

@@ -33,6 +33,13 @@ EngineName = Annotated[
         "--engine", help="float32, or engines of the bundle such as onnxruntime-int8; else the chosen ones."
     ),
 ]
+Teacher = Annotated[
+    Path | None,
+    typer.Option("--teacher", help="Per-frame bundle of the teacher; else the bundle's keyframe step."),
+]
+Rival = Annotated[
+    Path | None, typer.Option("--rival", help="Bundle of a smaller per-frame network to compare with.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder for the results, instead of the recipe's.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_sdk.cli.evaluate import parse_intervals
-from edge_sdk.cli.options import JsonFlag, RecipeOption
+from edge_sdk.cli.options import JsonFlag, RecipeOption, Rival
 from edge_sdk.files import require_writable
 from edge_sdk.optional import require
 
@@ -49,9 +49,7 @@ def tune(
         float | None,
         typer.Option("--max-loss", help="Score below the float32 teacher's at most, such as 0.01."),
     ] = None,
-    rival: Annotated[
-        Path | None, typer.Option("--rival", help="Bundle of a smaller per-frame network that competes.")
-    ] = None,
+    rival: Rival = None,
     backend: Annotated[str | None, typer.Option("--backend", help="Runtime that computes.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for bench.json, the HTML report and the scores.")

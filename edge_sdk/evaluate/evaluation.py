@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from edge_sdk.conditions import Conditions
 from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing
 from edge_sdk.files import require_file, write_text
@@ -74,30 +75,10 @@ class Row(Settings):
     note: str = ""
 
 
-class SourceFacts(Settings):
-    """The frames: where from, how many, how many labelled, size and rate; and the labels' own consistency."""
+class SourceFacts(ClipFacts):
+    """The frames, and the labels' own consistency; None where no two frames in a row have labels."""
 
-    uri: str
-    frames: int
-    labelled: int
-    height: int
-    width: int
-    fps: float
     label_consistency: float | None
-
-
-class BundleFacts(Settings):
-    """Which bundle played a part: enough to find it again and to see what made it."""
-
-    role: Literal["pair", "teacher", "rival"]
-    path: str
-    name: str
-    method: str
-    created: str
-    sdk_version: str
-    state_bytes: int
-    sha256: dict[str, str]
-    provenance: dict[str, JsonValue]
 
 
 class Panel(Settings):

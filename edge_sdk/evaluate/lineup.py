@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError
-from edge_sdk.evaluate.evaluation import BundleFacts
+from edge_sdk.evaluate.facts import BundleFacts
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.tasks import TaskSpec
 
@@ -34,7 +34,7 @@ class Lineup:
     def facts(self) -> tuple[BundleFacts, ...]:
         """Identity and provenance of each bundle, the pair first."""
         roles = (("pair", self.pair), ("teacher", self.teacher), ("rival", self.rival))
-        return tuple(_facts(role, bundle) for role, bundle in roles if bundle is not None)
+        return tuple(BundleFacts.of(role, bundle) for role, bundle in roles if bundle is not None)
 
 
 def open_lineup(recipe: EvaluateRecipe) -> Lineup:
@@ -93,20 +93,3 @@ def _by(size_hw: tuple[int, int]) -> str:
 
 def _task(spec: TaskSpec) -> str:
     return f"{spec.kind} of {', '.join(spec.classes)} (ignored: {spec.ignore_label})"
-
-
-def _facts(role: str, bundle: Bundle) -> BundleFacts:
-    manifest = bundle.manifest
-    return BundleFacts.model_validate(
-        {
-            "role": role,
-            "path": str(bundle.path),
-            "name": manifest.name,
-            "method": manifest.method,
-            "created": manifest.created,
-            "sdk_version": manifest.sdk_version,
-            "state_bytes": bundle.state_bytes,
-            "sha256": {name: record.sha256 for name, record in manifest.files.items()},
-            "provenance": manifest.provenance,
-        }
-    )

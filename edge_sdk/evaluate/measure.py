@@ -61,7 +61,9 @@ def flow_contender(baseline: FlowRunner) -> Contender:
         nonlocal age
         _, kind, total_ms = baseline(frame)
         age = 0 if kind is StepKind.KEYFRAME else age + 1
-        times = StageTimes(copy_in_ms=0.0, step_ms=total_ms, copy_out_ms=0.0, decode_ms=0.0, total_ms=total_ms)
+        times = StageTimes(
+            copy_in_ms=0.0, step_ms=total_ms, copy_out_ms=0.0, decode_ms=0.0, total_ms=total_ms
+        )
         return Sample(times, kind, age)
 
     return Contender(baseline.reset, step, by_runner=False)

@@ -86,7 +86,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress | None = None) -> Eva
         | {"phases": _ALL_PHASES if recipe.phases == "all" else _ONE_PHASE}
         | _timing_method(recipe),
         task=pair.manifest.task,
-        source=_source_facts(clip, label_consistency),
+        source=SourceFacts.of(clip, label_consistency=label_consistency),
         bundles=lineup.facts(),
         recipe=recipe,
         conditions=conditions,
@@ -220,19 +220,6 @@ def _row(seat: _Seat, accuracy: Accuracy, timing: Timing, lineup: Lineup) -> Row
         state_bytes=state,
         timing=timing,
         note=note,
-    )
-
-
-def _source_facts(clip: Clip, label_consistency: float | None) -> SourceFacts:
-    height, width = clip.size_hw
-    return SourceFacts(
-        uri=clip.uri,
-        frames=len(clip),
-        labelled=clip.labelled,
-        height=height,
-        width=width,
-        fps=clip.fps,
-        label_consistency=label_consistency,
     )
 
 

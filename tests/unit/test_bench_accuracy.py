@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from edge_sdk.bench.accuracy import measured_lag, reference, score, scores_of
-from edge_sdk.bench.document import SUBJECT, Row
+from edge_sdk.bench.document import SUBJECT, Row, Variant
 from edge_sdk.bench.lineup import Lineup
 from edge_sdk.bench.recipe import BenchRecipe
+from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError, RecipeError
 from edge_sdk.evaluate.accuracy import Judge
 from edge_sdk.evaluate.clip import Clip
@@ -63,7 +65,7 @@ def lineup(pair: TinyPair, tmp_path: Path) -> Lineup:
     return Lineup(pair.write(tmp_path / "pair"), None, per_frame(SIZE).write(tmp_path / "rival"))
 
 
-def row(variant: str = "pair", schedule: ScheduleSettings | None = None, **more) -> Row:
+def row(variant: Variant = "pair", schedule: ScheduleSettings | None = None, **more) -> Row:
     found = EverySchedule(interval=3) if schedule is None else schedule
     return Row(name="row", variant=variant, engine="float32", schedule=found, **more)
 
@@ -255,12 +257,12 @@ def test_the_reference_is_float32_wherever_it_can_be_run(lineup, tmp_path, monke
         reference(lineup.subject, gpu)
     built = lineup.subject.manifest.pair.model_dump() | {"backend": "tensorrt", "precision": "float32"}
     fake = SimpleNamespace(manifest=SimpleNamespace(engines={"tensorrt-float32": built}), path=tmp_path)
-    assert reference(fake, gpu) == (gpu, "tensorrt-float32")
+    assert reference(cast(Bundle, fake), gpu) == (gpu, "tensorrt-float32")
 
 
 # Schedules replayed against real runs.
 
-SCHEDULES = [
+SCHEDULES: list[ScheduleSettings] = [
     AlwaysSchedule(),
     EverySchedule(interval=3),
     EverySchedule(interval=4, phase=2),

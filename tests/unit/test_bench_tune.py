@@ -43,7 +43,7 @@ BACKGROUND = BackgroundKeyframes()
 def moving(count: int = COUNT, step: int = 2) -> list[np.ndarray]:
     """A window that moves over a smooth picture."""
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[0], SIZE[1] + step * count, 3), np.uint8)
-    smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+    smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), np.empty_like(noise), 0, 255, cv2.NORM_MINMAX)
     return [np.ascontiguousarray(smooth[:, at : at + SIZE[1]]) for at in range(0, step * count, step)]
 
 
@@ -81,11 +81,9 @@ def lineup(root: Path, pair: str = "pair", teacher: bool = False, rival: bool = 
 def with_engines(bundle: Bundle, *names: str) -> Bundle:
     """``bundle`` as if it had engines of these names; the first is chosen for its backend."""
     engines = {
-        name: EngineSet(
-            **bundle.manifest.pair.model_dump(),
-            backend=name.split("-")[0],
-            precision=name.split("-")[1],
-            identities={},
+        name: EngineSet.model_validate(
+            bundle.manifest.pair.model_dump()
+            | {"backend": name.split("-")[0], "precision": name.split("-")[1], "identities": {}}
         )
         for name in names
     }

@@ -14,7 +14,7 @@ from edge_sdk import EdgeRunner, RunRecipe
 from edge_sdk.cli import app
 from edge_sdk.errors import EdgeSdkError, FileFormatError, MissingFileError, RecipeError
 from edge_sdk.runtime.background import BackgroundKeyframes
-from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.result import Result, StepKind
 from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule
 from edge_sdk.signing import Trust
 from tests.graphs import random_images, residual
@@ -85,7 +85,7 @@ def test_a_runner_follows_its_recipe(bundle: Path, tmp_path: Path) -> None:
         with EdgeRunner.from_recipe(given) as runner:
             kinds = [runner(image).kind for image in random_images(4, SIZE)]
         assert kinds == [StepKind.KEYFRAME, StepKind.DELTA] * 2
-    answered = []
+    answered: list[Result] = []
     with EdgeRunner.from_recipe(recipe, threaded=True, on_result=answered.append) as runner:
         runner.submit(np.zeros((*SIZE, 3), np.uint8))
         assert runner.latest(after=-1, timeout_s=30) is not None
