@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = "no Chromium here: the live page was not looked at (Debian: apt install chromium)"
+MISSING = "no Chromium here: pages were not looked at (Debian: apt install chromium)"
 
 # No sandbox, because tests run as root in containers; nothing that talks to the network by itself.
 _FLAGS = (
@@ -146,6 +146,10 @@ class Browser:
         """Ask the page for dark colours."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
         self._tab("Emulation.setEmulatedMedia", features=[scheme])
+
+    def printed(self, on: bool) -> None:
+        """Lay the page out as on paper, though in one piece."""
+        self._tab("Emulation.setEmulatedMedia", media="print" if on else "")
 
     def _tab(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._call(method, self._session, **parameters)
