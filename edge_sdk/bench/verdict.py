@@ -43,6 +43,10 @@ GROWN_HOURS = 30 / 3600
 COLD_FACTOR = 2.0
 
 
+# A desktop GPU under full load works at its power limit: that is its ordinary speed, which a cooler day does not change.
+_ORDINARY = {"gpu: power cap"}
+
+
 class Verdict(Settings):
     """What a reader must know before using a figure.
 
@@ -83,20 +87,29 @@ class Verdict(Settings):
             *_rare_tails(found),
             *filter(None, (clocks if document.machine.clocks_locked is None else "",)),
             *_untold(found),
+            *_at_its_limit(document),
         )
         grade: Grade = "invalid" if invalid else "doubtful" if doubts else "sound"
         return cls(grade=grade, reasons=(*invalid, *doubts), remarks=remarks)
 
 
 def _throttling(document: BenchDocument) -> Iterator[str]:
-    held = [reading for reading in document.readings if reading.throttled]
+    told = [set(reading.throttled) - _ORDINARY for reading in document.readings]
+    held = [phrases for phrases in told if phrases]
     if held:
-        why = sorted({what for reading in held for what in reading.throttled})
-        yield f"Clocks were held down in {len(held)} of {len(document.readings)} readings ({', '.join(why)})."
+        why = ", ".join(sorted(set().union(*held)))
+        yield f"Clocks were held down in {len(held)} of {len(told)} readings ({why})."
     events = {name: count for name, count in document.machine.throttle_events.items() if count > 0}
     if events:
         told = ", ".join(f"{name} {count}" for name, count in sorted(events.items()))
         yield f"The hardware counted {sum(events.values())} throttle events during the run ({told})."
+
+
+def _at_its_limit(document: BenchDocument) -> Iterator[str]:
+    for what in sorted(_ORDINARY):
+        count = sum(what in reading.throttled for reading in document.readings)
+        if count:
+            yield f"{what} in {count} of {len(document.readings)} readings: its clocks are what that power allows."
 
 
 def _subject(figures: Figures) -> Iterator[tuple[RowFigures, dict[str, Distribution]]]:

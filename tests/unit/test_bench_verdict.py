@@ -141,6 +141,13 @@ def test_throttling_comes_before_what_is_only_doubtful():
     assert [reason.split()[0] for reason in reasons] == ["Clocks", "Other"]
 
 
+def test_a_power_limit_is_no_throttling_but_heat_beside_it_is():
+    assert with_readings(throttled=("gpu: power cap",))(SOUND).verdict.grade == "sound"
+    both = with_readings(throttled=("gpu: power cap", "gpu: thermal"))(SOUND).verdict
+    assert both.grade == "invalid"
+    assert both.reasons[0].endswith("(gpu: thermal).")
+
+
 @pytest.mark.parametrize(
     ("made", "remark"),
     [
@@ -160,6 +167,7 @@ def test_throttling_comes_before_what_is_only_doubtful():
             with_readings(clock_mhz={"cpu0": 1500.0})(SOUND),
             "Nothing says whether clocks are locked, and cpu0 ran between 1500 and 2000 MHz.",
         ),
+        (with_readings(throttled=("gpu: power cap",))(SOUND), "gpu: power cap in "),
     ],
 )
 def test_what_is_worth_knowing(made, remark):
