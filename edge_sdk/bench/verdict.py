@@ -43,7 +43,7 @@ GROWN_HOURS = 30 / 3600
 COLD_FACTOR = 2.0
 
 
-# A desktop GPU under full load works at its power limit: that is its ordinary speed, which a cooler day does not change.
+# A desktop GPU under full load works at its power limit: that is its ordinary speed, on a cool day too.
 _ORDINARY = {"gpu: power cap"}
 
 
