@@ -71,7 +71,7 @@ def long_run(periods: int = 400, rounds: int = 3) -> BenchDocument:
     return document.model_copy(update={"blocks": blocks, "readings": readings})
 
 
-def _stalled(block, rng):  # type: ignore[no-untyped-def]
+def _stalled(block, rng):
     """One frame in 200 stalls, one in 300 is dropped."""
     frames = block.frames
     stall = np.where(rng.random(len(frames)) < 1 / 200, rng.exponential(60, len(frames)), 0.0)

@@ -104,7 +104,8 @@ def _draw_frames(
     stage, label = LATENCY[mode]
     deadline_ms = document.deadline_ms if mode == "camera" else None
     shown = latency_scale(axes, pool.stages[stage], deadline_ms)
-    for times in pool.block_parts(pool.due_ms):
+    # Saturated blocks are short and many: the frames themselves show where they are.
+    for times in pool.block_parts(pool.due_ms) if mode == "camera" else ():
         axes.axvspan(times[0] / unit_ms, times[-1] / unit_ms, color=LINE, alpha=0.25, linewidth=0, zorder=0)
     thick = 2.6 if len(pool) < _SPANS else 1.4
     # Rare kinds on top: there are fewer keyframes than others, except where all are.
@@ -137,7 +138,7 @@ def _caption(pool: Pooled, frames: dict[str, Envelope], mode: Mode, unit_ms: flo
         )
     dropped = sum(block.dropped for block in pool.blocks)
     drops = f" Crosses: {dropped} frames that were never answered." if dropped else ""
-    return f"{how} Shaded: when the subject ran {'so' if mode == 'saturated' else 'at camera pace'}.{drops}"
+    return f"{how}{' Shaded: when the camera set the pace.' if mode == 'camera' else ''}{drops}"
 
 
 def _panels(document: BenchDocument) -> list[tuple[str, list[Sensor]]]:
