@@ -120,7 +120,7 @@ def rows(document: BenchDocument, figures: Figures, mode: Mode, chosen: str | No
     ]
     notes = [f"{row.name}: {row.note}." for row in document.rows if row.note and not camera]
     if not camera and len(lines) > 1:
-        notes.append("Every row answered the same frames, in the same run and by turns.")
+        notes.append("All rows ran by turns in the same run, on the same clip.")
     if not lines:
         notes = [f"Not measured: no row ran {'at camera pace' if camera else 'saturated'}."]
     return Sheet(_TITLES[mode], *_without_empty(headings, lines), " ".join(notes))

@@ -42,7 +42,9 @@ def accuracy(document: BenchDocument, figures: Figures, chosen: str | None = Non
     """
     named = accuracy_of(document)
     if named is None:
-        return Plot(_TITLE, None, "Not measured: accuracy needs a clip of frames, and this run had none.")
+        return Plot(
+            _TITLE, None, "Not measured: no row of this run was scored, which needs a clip of frames."
+        )
     measure, value_of = named
     points = {}
     for row in document.rows:

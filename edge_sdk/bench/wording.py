@@ -14,6 +14,8 @@ GRADES = {
     "doubtful": "Doubtful: something speaks against relying on these figures.",
     "invalid": "Invalid: the machine was throttled, and these figures are of a machine held back.",
 }
+# Above it a hundredth of a megabyte says nothing.
+_MUCH_GROWTH_BYTES = 100e6
 _BASELINES = ("teacher", "copy", "flow", "rival")
 _WHAT = {
     "teacher": "the teacher on every frame",
@@ -85,7 +87,7 @@ def gain(document: BenchDocument, figures: Figures) -> str:
     if not others:
         return f"{mean}; no baseline was measured beside it, so what is gained is not known."
     accuracy = accuracy_of(document)
-    points = "" if accuracy is None else f" Points are of {accuracy[0]}."
+    points = " Accuracy was not measured." if accuracy is None else f" Points are of {accuracy[0]}."
     return f"{mean}: {'; '.join(_against(name, document, figures) for name in others)}.{points}"
 
 
@@ -103,7 +105,9 @@ def _against(name: str, document: BenchDocument, figures: Figures) -> str:
     speed = f"{times} as {_WHAT[name]}{f' ({between})' if between else ''}"
     found = accuracy_of(document)
     scores = [None if found is None else found[1](document.row(row)) for row in (SUBJECT, name)]
-    if found is None or scores[0] is None or scores[1] is None:
+    if found is None:
+        return speed
+    if scores[0] is None or scores[1] is None:
         return f"{speed}, accuracy not compared"
     return f"{speed}, {100 * (scores[0] - scores[1]):+.1f} points"
 
@@ -113,8 +117,9 @@ def growth(memory: Memory) -> str:
     slope = memory.growth_bytes_per_hour
     if slope is None:
         return "growth not known, too few readings"
-    between = interval(slope, 1e-6, "+.2f")
-    return f"{slope.value / 1e6:+.2f} MB an hour" + (f" ({between})" if between else "")
+    spec = "+.0f" if abs(slope.value) >= _MUCH_GROWTH_BYTES else "+.2f"
+    between = interval(slope, 1e-6, spec)
+    return f"{slope.value / 1e6:{spec}} MB an hour" + (f" ({between})" if between else "")
 
 
 def span_text(span: Span, unit: str, factor: float = 1.0, digits: int = 1) -> str:

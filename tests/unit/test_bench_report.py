@@ -10,8 +10,9 @@ from edge_sdk.bench import report
 from edge_sdk.bench.choice import Choice
 from edge_sdk.bench.compare import compare
 from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, SUBJECT, BenchDocument
+from edge_sdk.bench.figures import Estimate, Memory
 from edge_sdk.bench.sheets import Sheet
-from edge_sdk.bench.wording import conditions, gain, row_text, schedule_text
+from edge_sdk.bench.wording import conditions, gain, growth, row_text, schedule_text
 from edge_sdk.errors import OutputError
 from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
 from tests.bench_reports import long_run, many_rows
@@ -176,10 +177,39 @@ def test_a_mode_that_was_not_run_is_said(document, mode, said, gone):
 def test_no_scores(document):
     rows = tuple(row.model_copy(update={"labels": None, "agreement": None}) for row in document.rows)
     html = report.render(without(document, rows=rows))
-    assert "Not measured: accuracy needs a clip of frames, and this run had none." in plain(html)
-    assert "accuracy not compared" in plain(html)
+    assert "Not measured: no row of this run was scored, which needs a clip of frames." in plain(html)
+    assert "Accuracy was not measured." in plain(html)
     assert ">mIoU</th>" not in html
     assert "accuracy" not in drawn(html)
+
+
+def test_a_row_without_a_score_is_named(document):
+    rows = tuple(
+        row.model_copy(update={"labels": None, "agreement": None} if row.name == "flow" else {})
+        for row in document.rows
+    )
+    text = plain(report.render(without(document, rows=rows)))
+    assert "warping it with optical flow, accuracy not compared." in text
+    assert "Not scored: flow." in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2_970_000.0, "+2.97 MB an hour (+2.90 to +3.10)"),
+        (3_598_910_000.0, "+3599 MB an hour (+3514 to +3756)"),
+    ],
+)
+def test_growth_in_words(value, text):
+    slope = Estimate(value=value, low=value * 2.9 / 2.97, high=value * 3.1 / 2.97)
+    memory = Memory(
+        first_bytes=1, last_bytes=2, peak_bytes=2, growth_bytes_per_hour=slope, growth_bytes_per_frame=None
+    )
+    assert growth(memory) == text
+    assert (
+        growth(memory.model_copy(update={"growth_bytes_per_hour": None}))
+        == "growth not known, too few readings"
+    )
 
 
 def test_agreement_where_there_are_no_labels(document):
