@@ -1,6 +1,7 @@
 """Writes edge_sdk/bench/yardstick.onnx: python -m tests.yardstick
 
-Its weights are a constant of the graph, so the file is a few hundred bytes and holds nothing learnt.
+Its weights are constants of the graph, so the file is a few thousand bytes and holds nothing learnt. Four chains of
+work, because what slows a machine slows each kind by another factor; see edge_sdk/bench/yardstick.py.
 """
 
 from __future__ import annotations
@@ -8,39 +9,59 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-_CHANNELS, _HEIGHT, _WIDTH, _LAYERS = 32, 60, 80, 3
 PATH = Path(str(resources.files("edge_sdk.bench") / "yardstick.onnx"))
+Chain = tuple[list[NodeProto], list[ValueInfoProto], list[ValueInfoProto]]
 
 
 def graph() -> onnx.ModelProto:
-    """Three 3 x 3 convolutions over 32 maps of 60 x 80: some milliseconds of a small processor."""
-    import numpy as np
-
-    shape = numpy_helper.from_array(np.array([_CHANNELS, _CHANNELS, 3, 3], np.int64), "shape")
-    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [1.0 / (9 * _CHANNELS)])
-    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["weights"], value=value)]
-    last = "x"
-    for layer in range(_LAYERS):
-        out = "y" if layer == _LAYERS - 1 else f"relu{layer}"
-        nodes.append(helper.make_node("Conv", [last, "weights"], [f"conv{layer}"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"conv{layer}"], [out]))
-        last = out
-    maps = (1, _CHANNELS, _HEIGHT, _WIDTH)
+    """Convolutions in INT8 and float32, over maps that fit into a core's cache and over maps that do not."""
+    chains = [
+        _chain("bytes", TensorProto.UINT8, (1, 32, 90, 120), layers=3, kernel=3),
+        _chain("small", TensorProto.UINT8, (1, 64, 12, 15), layers=20, kernel=3),
+        _chain("floats", TensorProto.FLOAT, (1, 64, 90, 120), layers=1, kernel=1),
+        _chain("large", TensorProto.FLOAT, (1, 8, 180, 240), layers=1, kernel=1),
+    ]
+    constants = {"scale": np.float32(0.02), "of_weights": np.float32(0.01)}
+    zeros = {"zero": np.uint8(0), "no_zero": np.int8(0)}
     return helper.make_model(
         helper.make_graph(
-            nodes,
+            [node for nodes, _, _ in chains for node in nodes],
             "yardstick",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, maps)],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, maps)],
-            [shape],
+            [value for _, inputs, _ in chains for value in inputs],
+            [value for _, _, outputs in chains for value in outputs],
+            [numpy_helper.from_array(np.array(value), name) for name, value in (constants | zeros).items()],
         ),
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
         producer_name="edge_sdk",
     )
+
+
+def _chain(name: str, kind: int, shape: tuple[int, ...], *, layers: int, kernel: int) -> Chain:
+    in_bytes = kind == TensorProto.UINT8
+    channels, weights = shape[1], f"{name}.weights"
+    sizes = numpy_helper.from_array(np.array([channels, channels, kernel, kernel], np.int64))
+    nodes = [helper.make_node("Constant", [], [f"{name}.sizes"], value=sizes)]
+    one = np.array([1 if in_bytes else 1.0 / channels], np.int8 if in_bytes else np.float32)
+    nodes.append(
+        helper.make_node("ConstantOfShape", [f"{name}.sizes"], [weights], value=numpy_helper.from_array(one))
+    )
+    last = f"{name}.in"
+    for layer in range(layers):
+        out = f"{name}.out" if layer + 1 == layers else f"{name}.{layer}"
+        given = [last, weights]
+        if in_bytes:
+            given = [last, "scale", "zero", weights, "of_weights", "no_zero", "scale", "zero"]
+        nodes.append(
+            helper.make_node("QLinearConv" if in_bytes else "Conv", given, [out], pads=[kernel // 2] * 4)
+        )
+        last = out
+    ends = [helper.make_tensor_value_info(end, kind, shape) for end in (f"{name}.in", f"{name}.out")]
+    return nodes, ends[:1], ends[1:]
 
 
 if __name__ == "__main__":

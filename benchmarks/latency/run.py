@@ -15,10 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from edge_sdk.bench.compare import Comparison, compare
 from edge_sdk.bench.document import BenchDocument
@@ -26,11 +31,13 @@ from edge_sdk.bench.pipeline import bench
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.cli.progress import RichProgress
 from edge_sdk.files import write_text
-from edge_sdk.runtime.engine import Backend, BoundStep, Buffer, Engine, EngineOptions, Lane
+from edge_sdk.runtime.engine import BoundStep, Buffer, Engine, EngineOptions, Lane
 from edge_sdk.runtime.onnxruntime import OrtBackend
+from edge_sdk.settings import load_recipe
 from edge_sdk.tensors import TensorSpec
 
 HERE = Path(__file__).parent
+RUNS = Path("runs/latency")
 COMMAND = "python benchmarks/latency/run.py"
 FPS = 15.0
 BUNDLE, TEACHER = Path("runs/camvid_int8/pair_bundle"), Path("runs/camvid_int8/teacher_bundle")
@@ -95,14 +102,22 @@ class SlowBackend(OrtBackend):
         return SlowEngine(engine, self._factor) if path.stem == self._step else engine
 
 
-def measured(recipe: BenchRecipe, progress: RichProgress, backend: Backend | None = None) -> BenchDocument:
-    document = bench(recipe, backend=backend, progress=progress)
-    progress.close()
-    return document
+def measured(name: str, recipe: BenchRecipe, slower: str | None = None) -> BenchDocument:
+    """A bench in a process of its own, as a user runs it."""
+    path = RUNS / f"{name}.json"
+    settings = RUNS / "recipe.yaml"
+    write_text(settings, yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True)))
+    words = [sys.executable, __file__, "--one", str(settings), str(path), *([slower] if slower else [])]
+    subprocess.run(words, check=True)
+    return BenchDocument.load(path)
 
 
-def by_metric(comparison: Comparison) -> dict[str, Any]:
-    return json.loads(comparison.model_dump_json())
+def one(settings: str, path: str, slower: str | None = None) -> None:
+    """What the child process does."""
+    recipe = load_recipe(settings, BenchRecipe)
+    backend = None if slower is None else SlowBackend(slower, SLOWER)
+    with RichProgress() as progress:
+        write_text(Path(path), bench(recipe, backend=backend, progress=progress).to_json())
 
 
 def main() -> None:
@@ -110,33 +125,116 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=10)
-    runs = parser.parse_args().runs
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one(*given.one)
+        return
+    RUNS.mkdir(parents=True, exist_ok=True)
     standard = BenchRecipe(bundle=BUNDLE, source=SOURCE, teacher=TEACHER, fps=FPS, accuracy=False)
-    quick = BenchRecipe(
-        bundle=BUNDLE, source=SOURCE, fps=FPS, accuracy=False, baselines=False, preset="quick"
+    # The time that a standard run spends on the bundle itself, saturated and beside the bare engine.
+    short = standard.model_copy(
+        update={"teacher": None, "baselines": False, "seconds": 45.0, "camera_share": 0.1}
     )
-    with RichProgress() as progress:
-        first, second = measured(standard, progress), measured(standard, progress)
-        reference = measured(quick, progress)
-        same, slow = [], []
-        for _ in range(runs):
-            same.append(compare(reference, measured(quick, progress)))
-            slow.append(compare(reference, measured(quick, progress, SlowBackend("delta", SLOWER))))
-    results = {
-        "command": COMMAND,
-        "conditions": json.loads(first.conditions.model_dump_json()),
-        "standard": [
-            {
-                "figures": json.loads(run.figures.model_dump_json()),
-                "verdict": json.loads(run.verdict.model_dump_json()),
-            }
-            for run in (first, second)
-        ],
-        "two_standard_runs": by_metric(compare(first, second)),
-        "unchanged": [by_metric(found) for found in same],
-        "slower": [by_metric(found) for found in slow],
-    }
-    write_text(HERE / "results.json", json.dumps(results, indent=1) + "\n")
+    first, second = measured("standard_1", standard), measured("standard_2", standard)
+    reference = measured("reference", short)
+    same, slow = [], []
+    for number in range(given.runs):
+        same.append(compare(reference, measured(f"same_{number}", short)))
+        slow.append(compare(reference, measured(f"slow_{number}", short, "delta")))
+        print(number, same[-1].summary(), "|", slow[-1].summary(), flush=True)
+    results = Results(first, second, compare(first, second), same, slow)
+    write_text(HERE / "results.json", json.dumps(results.plain(), indent=1) + "\n")
+    write_text(HERE / "RESULTS.md", results.markdown())
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found."""
+
+    first: BenchDocument
+    second: BenchDocument
+    between: Comparison
+    same: list[Comparison]
+    slow: list[Comparison]
+
+    def plain(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "command": COMMAND,
+            "conditions": self.first.conditions.model_dump(mode="json"),
+            "standard": [
+                {
+                    "figures": run.figures.model_dump(mode="json"),
+                    "verdict": run.verdict.model_dump(mode="json"),
+                }
+                for run in (self.first, self.second)
+            ],
+            "between": self.between.model_dump(mode="json"),
+            "unchanged": [found.model_dump(mode="json") for found in self.same],
+            "slower": [found.model_dump(mode="json") for found in self.slow],
+        }
+
+    def markdown(self) -> str:
+        """For people."""
+        conditions = self.first.conditions
+        found = sum(any(c.metric == "delta step p50" for c in run.changed if c.worse) for run in self.slow)
+        quiet = sum(not run.changed for run in self.same)
+        lines = [
+            "# How far a bench can be trusted",
+            "",
+            f"`{COMMAND}`, commit `{conditions.commit}`, {conditions.machine}, {conditions.cpu}, {conditions.cores} "
+            f"processors, onnxruntime {conditions.packages.get('onnxruntime')}, {conditions.date}. The INT8 pair of "
+            f"benchmarks/camvid/int8 at {FPS:g} frames a second.",
+            "",
+            "## Two standard runs of the same bundle",
+            "",
+            *_table(self.between),
+            "",
+            *(f"- {note}" for note in self.between.notes()),
+            "",
+            "## What the runner costs over the bare session",
+            "",
+            "| run | step | bare ms | own ms (95 % interval) | share |",
+            "| --- | --- | --- | --- | --- |",
+            *(row for number, run in enumerate((self.first, self.second), 1) for row in _cost(number, run)),
+            "",
+            "## A delta step that takes 10 % longer, and nothing at all",
+            "",
+            f"Each of {len(self.slow)} runs with a slower delta step and {len(self.same)} without is compared with one "
+            "reference run: the time that a standard run spends on the bundle itself, each in a process of its own.",
+            "",
+            f"- The slower delta step was found in {found} of {len(self.slow)}.",
+            f"- No change was reported in {quiet} of {len(self.same)} in which nothing had changed.",
+            "",
+            "| run | machine | delta step, unchanged | delta step, 10 % longer |",
+            "| --- | --- | --- | --- |",
+        ]
+        for number, (same, slow) in enumerate(zip(self.same, self.slow, strict=True)):
+            machine = " / ".join(
+                "-" if c.machine is None else f"{c.machine.value:+.1%}" for c in (same, slow)
+            )
+            lines.append(f"| {number} | {machine} | {_delta(same)} | {_delta(slow)} |")
+        others = [c for run in self.same for c in run.changed]
+        lines += ["", *(f"- Reported without reason: {c.metric}: {c.text()}" for c in others)]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(comparison: Comparison) -> list[str]:
+    head = ["| figure | first | second | found |", "| --- | --- | --- | --- |"]
+    return head + ["| " + " | ".join(row) + " |" for row in comparison.rows()]
+
+
+def _cost(number: int, run: BenchDocument) -> list[str]:
+    return [
+        f"| {number} | {kind} | {cost.bare_ms:.2f} | {cost.own_ms.value:.3f} ({cost.own_ms.low:.3f} to "
+        f"{cost.own_ms.high:.3f}) | {cost.share:.1%} |"
+        for kind, cost in run.figures.cost.items()
+    ]
+
+
+def _delta(comparison: Comparison) -> str:
+    return next(change.text() for change in comparison.changes if change.metric == "delta step p50")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from edge_sdk.video.uri import SourceText
 Preset = Literal["quick", "standard", "soak"]
 # Length in seconds and rounds of each preset. A round opens the runner anew, so that what differs from one start to
 # the next (where memory lies, which kernels are chosen) is in the spread and not only in the figures.
-PRESETS: dict[Preset, tuple[float, int]] = {"quick": (30.0, 3), "standard": (180.0, 6), "soak": (600.0, 3)}
+PRESETS: dict[Preset, tuple[float, int]] = {"quick": (30.0, 5), "standard": (180.0, 9), "soak": (600.0, 5)}
 MIN_ROUND_S = 2.0
 
 

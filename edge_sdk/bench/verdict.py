@@ -94,11 +94,11 @@ class Verdict(Settings):
 
 
 def _throttling(document: BenchDocument) -> Iterator[str]:
-    told = [set(reading.throttled) - _ORDINARY for reading in document.readings]
-    held = [phrases for phrases in told if phrases]
+    causes = [set(reading.throttled) - _ORDINARY for reading in document.readings]
+    held = [phrases for phrases in causes if phrases]
     if held:
         why = ", ".join(sorted(set[str]().union(*held)))
-        yield f"Clocks were held down in {len(held)} of {len(told)} readings ({why})."
+        yield f"Clocks were held down in {len(held)} of {len(causes)} readings ({why})."
     events = {name: count for name, count in document.machine.throttle_events.items() if count > 0}
     if events:
         told = ", ".join(f"{name} {count}" for name, count in sorted(events.items()))

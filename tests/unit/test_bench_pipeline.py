@@ -165,7 +165,7 @@ def test_default_rows(world: Path, settings: dict[str, object], names: list[str]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seconds": 3}, "6 rounds leave 0.5 s a round, expected at least 2 s"),
+        ({"seconds": 3}, "9 rounds leave 0.333333 s a round, expected at least 2 s"),
         ({"rounds": 1}, "'rounds': Input should be greater than or equal to 2, got 1"),
         ({"fps": 0}, "'fps'"),
         ({"late": "wait"}, "'late': Input should be 'queue' or 'drop', got 'wait'"),
