@@ -6,9 +6,9 @@ and the yardstick did not, it is the bundle's.
 
 What slows a machine slows each kind of work by another factor: a neighbour that takes memory bandwidth hardly touches
 convolutions whose maps lie in a core's cache, and one that takes processor time in slices hits many small layers
-hardest. So the graph is a mixture: INT8 and float32, large maps and small. On a
-shared virtual machine with two processors it left 3 to 4 % of the 7 to 11 % by which the steps of an INT8 pair varied from
-one quarter of a minute to the next; float32 convolutions in the cache alone left 4 to 8 %.
+hardest. So the graph is a mixture: INT8 and float32, large maps and small. On a shared virtual machine with two
+processors it left 3 to 4 % of the 7 to 11 % by which the steps of an INT8 pair varied from one quarter of a minute to
+the next; float32 convolutions in the cache alone left 4 to 8 %.
 """
 
 from __future__ import annotations

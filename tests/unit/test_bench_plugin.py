@@ -326,7 +326,7 @@ def test_options_change_the_length(
 def test_a_length_that_does_not_fit_its_rounds_fails_in_one_line(run: Run) -> None:
     result = run('edge_bench("bundle")', "--edge-bench-seconds", "3")
     result.assert_outcomes(failed=1)
-    assert len(said(result, "edge_bench: settings: 3 seconds in 6 rounds leave 0.5 s a round")) == 1
+    assert len(said(result, "edge_bench: settings: 3 seconds in 9 rounds leave 0.333333 s a round")) == 1
 
 
 def test_a_bad_option_is_refused(run: Run) -> None:
