@@ -184,11 +184,10 @@ class WorstFrame(Settings):
 
     def line(self) -> str:
         """The frame in one line."""
-        parts = [f"frame {self.seq} of round {self.round}: {self.kind}, {self.latency_ms:.2f} ms"]
-        parts.append("(" + ", ".join(f"{name} {value:.2f}" for name, value in self.stages_ms.items()) + ")")
-        if self.preempted:
-            parts.append(f"preempted {self.preempted} times")
-        return " ".join((parts[0], parts[1], *(f"; {text}" for text in (*parts[2:], *self.conditions))))
+        stages = ", ".join(f"{name} {value:.2f}" for name, value in self.stages_ms.items())
+        preempted = (f"preempted {self.preempted} times",) if self.preempted else ()
+        frame = f"frame {self.seq} of round {self.round}: {self.kind}, {self.latency_ms:.2f} ms ({stages})"
+        return "; ".join((frame, *preempted, *self.conditions))
 
 
 class Cold(Settings):
