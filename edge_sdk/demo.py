@@ -53,7 +53,8 @@ class DemoResult:
     def renderables(self) -> list[Any]:
         """The table and the paths, for a terminal."""
         paths = (("annotated video", self.video), ("report", self.report), ("bundle", self.bundle))
-        further = f"next, its latency on this machine: edge-sdk bench {self.bundle} --out {self.bundle.parent / 'latency'}"
+        out = self.bundle.parent / "latency"
+        further = f"next, its latency on this machine: edge-sdk bench {self.bundle} --out {out}"
         return [self.evaluation.table(), *(f"{name}: {path}" for name, path in paths), further]
 
 
