@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -13,7 +14,7 @@ from edge_sdk.runtime.result import BareTime, StepKind
 from edge_sdk.video.frame import Frame
 
 if TYPE_CHECKING:
-    from edge_sdk.evaluate.measure import Contender, Sample
+    from edge_sdk.evaluate.measure import Contender
 
 # A backlog at the end of a block is answered for so long; what then still waits counts as dropped.
 GRACE_MS = 1000.0
@@ -39,48 +40,70 @@ class Reel:
         return Frame(image, index, captured_s)
 
 
+_TIMES = ("copy_in_ms", "step_ms", "copy_out_ms", "decode_ms", "total_ms")
+
+
+def _doubles() -> array[float]:
+    return array("d")
+
+
+def _counts() -> array[int]:
+    return array("q")
+
+
 @dataclass
 class Recorder:
-    """Collects samples while a loop runs, as cheaply as Python can."""
+    """Collects samples while a loop runs: about 100 bytes a frame, so that what a run keeps does not look like memory
+    that the runner loses. The columns of its JSON are made when the run is over."""
 
-    samples: list[Sample] = field(default_factory=list)
-    seq: list[int] = field(default_factory=list)
-    due_ms: list[float] = field(default_factory=list)
-    called_ms: list[float] = field(default_factory=list)
-    preempted: list[int] = field(default_factory=list)
+    kinds: bytearray = field(default_factory=bytearray)
+    seq: array[int] = field(default_factory=_counts)
+    due_ms: array[float] = field(default_factory=_doubles)
+    called_ms: array[float] = field(default_factory=_doubles)
+    times: array[float] = field(default_factory=_doubles)
+    gpu_ms: array[float] = field(default_factory=_doubles)
+    state_age: array[int] = field(default_factory=_counts)
+    preempted: array[int] = field(default_factory=_counts)
 
-    def answer(self, contender: Contender, frame: Frame, due_ms: float, called_ms: float) -> Sample:
+    def answer(self, contender: Contender, frame: Frame, due_ms: float, called_ms: float) -> None:
         """Let ``contender`` answer a frame, and keep how it went."""
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         sample = contender.step(frame)
         self.preempted.append(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before)
-        self.samples.append(sample)
+        found = sample.times
+        self.kinds += LETTERS[sample.kind].encode()
         self.seq.append(frame.seq)
         self.due_ms.append(due_ms)
         self.called_ms.append(called_ms)
-        return sample
+        self.times.extend(
+            (found.copy_in_ms, found.step_ms, found.copy_out_ms, found.decode_ms, found.total_ms)
+        )
+        if found.gpu_ms is not None:
+            self.gpu_ms.extend([0.0] * (len(self.seq) - 1 - len(self.gpu_ms)))  # of frames without a step
+            self.gpu_ms.append(found.gpu_ms)
+        self.state_age.append(sample.state_age)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
 
     def columns(self) -> FrameColumns:
         """What was collected."""
-        times = [sample.times for sample in self.samples]
-        gpu = [found.gpu_ms for found in times if found.gpu_ms is not None]
+        times = {name: self.times[place :: len(_TIMES)] for place, name in enumerate(_TIMES)}
+        if self.gpu_ms:
+            self.gpu_ms.extend([0.0] * (len(self) - len(self.gpu_ms)))
         return FrameColumns(
-            kinds="".join(LETTERS[sample.kind] for sample in self.samples),
+            kinds=self.kinds.decode(),
             seq=tuple(self.seq),
             due_ms=_rounded(self.due_ms),
             called_ms=_rounded(self.called_ms),
-            copy_in_ms=_rounded(found.copy_in_ms for found in times),
-            step_ms=_rounded(found.step_ms for found in times),
-            copy_out_ms=_rounded(found.copy_out_ms for found in times),
-            decode_ms=_rounded(found.decode_ms for found in times),
-            total_ms=_rounded(found.total_ms for found in times),
-            gpu_ms=_rounded(found.gpu_ms or 0.0 for found in times) if gpu else (),
-            state_age=tuple(sample.state_age for sample in self.samples),
+            gpu_ms=_rounded(self.gpu_ms),
+            state_age=tuple(self.state_age),
             preempted=tuple(self.preempted),
+            **{name: _rounded(column) for name, column in times.items()},
         )
 
 
-def saturated(contender: Contender, reel: Reel, clock: Clock, length_ms: float, chunk: int) -> FrameColumns:
+def saturated(contender: Contender, reel: Reel, clock: Clock, length_ms: float, chunk: int) -> Recorder:
     """Give each frame as soon as the last one is answered, for ``length_ms`` and to the end of a chunk.
 
     Args:
@@ -97,7 +120,7 @@ def saturated(contender: Contender, reel: Reel, clock: Clock, length_ms: float, 
         called_ms = clock.now_ms()
         recorder.answer(contender, reel.frame(index, clock.origin_s + called_ms / 1e3), called_ms, called_ms)
         index += 1
-    return recorder.columns()
+    return recorder
 
 
 def camera(
@@ -107,7 +130,7 @@ def camera(
     length_ms: float,
     fps: float,
     late: Literal["queue", "drop"],
-) -> tuple[FrameColumns, int]:
+) -> tuple[Recorder, int]:
     """Give frames on the grid of a camera's rate.
 
     The grid does not wait for answers: a frame that is due while an older one is being answered waits
@@ -137,7 +160,7 @@ def camera(
             due_ms = begin_ms + index * period_ms
         recorder.answer(contender, reel.frame(index, clock.origin_s + due_ms / 1e3), due_ms, called_ms)
         index += 1
-    return recorder.columns(), dropped
+    return recorder, dropped
 
 
 class Paired(NamedTuple):
@@ -189,7 +212,7 @@ def paired(
 
 def live(
     contender: Contender, source: Iterable[Frame], clock: Clock, length_ms: float
-) -> tuple[FrameColumns, int]:
+) -> tuple[Recorder, int]:
     """Answer a live source at its own pace for ``length_ms``.
 
     Returns:
@@ -207,7 +230,7 @@ def live(
         last = frame.seq
         if called_ms >= end_ms:
             break
-    return recorder.columns(), dropped
+    return recorder, dropped
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

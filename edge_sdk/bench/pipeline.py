@@ -84,7 +84,7 @@ def bench(
         source=SourceFacts.of(clip, fps=session.fps, live=is_live),
         rows=scored,
         starts=tuple(session.starts),
-        blocks=tuple(session.blocks),
+        blocks=session.blocks(),
         bare=tuple(session.bare),
         readings=telemetry.readings,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from edge_sdk.bench.clock import Clock
 from edge_sdk.bench.document import SUBJECT, Row
 from edge_sdk.bench.lineup import Entrant, Lineup, interval_of, opened
-from edge_sdk.bench.pace import Reel, camera, live, paired, saturated
+from edge_sdk.bench.pace import Recorder, Reel, camera, live, paired, saturated
 from edge_sdk.bench.recipe import BenchRecipe
-from edge_sdk.bench.samples import BareBlock, Block, FrameColumns, Mode, Start
+from edge_sdk.bench.samples import BareBlock, Block, Mode, Start
 from edge_sdk.bench.telemetry import Telemetry
 from edge_sdk.bench.yardstick import Yardstick
 from edge_sdk.progress import Progress
@@ -23,6 +24,14 @@ _WARM_UP_MS = 500.0
 # Of the time of a round that is not at camera pace: alone, in pairs with the bare engine; the rest is the other rows'.
 _ALONE, _PAIRED = 0.35, 0.25
 _STAGE = "bench (seconds)"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A block that was measured, before it is put into words."""
+
+    facts: dict[str, Any]
+    recorder: Recorder
 
 
 @dataclass
@@ -53,7 +62,7 @@ class Session:
     progress: Progress
     even: bool
     starts: list[Start] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)
     bare: list[BareBlock] = field(default_factory=list)
     overhead_ms: float = 0.0
 
@@ -80,6 +89,10 @@ class Session:
             last = index + 1 == self.recipe.round_count and row is self.rows[start - 1]
             self.progress.update(_STAGE, all_s if last else min(spent_s, all_s - 1), all_s)
         self.overhead_ms = self.clock.now_ms() - began_ms - length_ms
+
+    def blocks(self) -> tuple[Block, ...]:
+        """What was measured, in order."""
+        return tuple(Block(frames=kept.recorder.columns(), **kept.facts) for kept in self.kept)
 
     def _shares(self, row: Row, free_ms: float) -> tuple[float, float]:
         """Milliseconds of a row alone and in pairs with the bare engine."""
@@ -134,23 +147,21 @@ class _Turn:
         session = self.session
         before_ms, before_j = self._yardstick(), session.telemetry.energy_j()
         if mode == "camera":
-            frames, dropped = self._paced(length_ms)
+            recorder, dropped = self._paced(length_ms)
         else:
             chunk = interval_of(self.row.schedule)
-            frames = saturated(self.entrant.contender, session.reel, session.clock, length_ms, chunk)
+            recorder = saturated(self.entrant.contender, session.reel, session.clock, length_ms, chunk)
             dropped = 0
         after_j, after_ms = session.telemetry.energy_j(), self._yardstick()
-        session.blocks.append(
-            Block(
-                row=self.row.name,
-                round=self.index,
-                mode=mode,
-                frames=frames,
-                dropped=dropped,
-                yardstick_ms=_mean(before_ms, after_ms),
-                energy_j=None if before_j is None or after_j is None else after_j - before_j,
-            )
-        )
+        facts = {
+            "row": self.row.name,
+            "round": self.index,
+            "mode": mode,
+            "dropped": dropped,
+            "yardstick_ms": _mean(before_ms, after_ms),
+            "energy_j": None if before_j is None or after_j is None else after_j - before_j,
+        }
+        session.kept.append(_Kept(facts, recorder))
 
     def _pairs(self, length_ms: float) -> None:
         session, entrant = self.session, self.entrant
@@ -167,7 +178,7 @@ class _Turn:
             BareBlock(round=self.index, yardstick_ms=_mean(before_ms, self._yardstick()), **found._asdict())
         )
 
-    def _paced(self, length_ms: float) -> tuple[FrameColumns, int]:
+    def _paced(self, length_ms: float) -> tuple[Recorder, int]:
         session, contender = self.session, self.entrant.contender
         if session.live_uri is None:
             late = session.recipe.late

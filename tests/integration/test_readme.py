@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,18 @@ def test_what_the_readme_says_is_not_there_is_not_there() -> None:
     assert named == ["adapt"]
     for verb in named:
         assert not re.search(rf"^  {verb} ", listed, re.MULTILINE)
+
+
+def test_the_table_of_results_is_what_the_tuning_found() -> None:
+    folder = ROOT / "benchmarks" / "camvid" / "tune"
+    found = json.loads((folder / "results.json").read_text())
+    made = subprocess.run(
+        [sys.executable, str(folder / "table.py")],
+        input=json.dumps(found), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    results = README[README.index("## Results") : README.index("## Not there yet")]
+    assert made.stdout in results
+    conditions = found["conditions"]
+    assert f"commit `{conditions['commit']}`" in results
+    assert "+changes" not in conditions["commit"]
+    assert f"{conditions['cores']} cores of an {conditions['cpu']}" in results

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +61,11 @@ class Fake:
         return Contender(self.reset, self.step)
 
 
+def paced(*given: Any) -> tuple[FrameColumns, int]:
+    recorder, dropped = camera(*given)
+    return recorder.columns(), dropped
+
+
 def ages(frames: FrameColumns) -> list[float]:
     found = zip(frames.due_ms, frames.called_ms, frames.total_ms, strict=True)
     return [round(called + total - due, 3) for due, called, total in found]
@@ -75,7 +82,7 @@ def test_reel_has_no_cut() -> None:
 def test_saturated_gives_the_next_frame_at_once_and_ends_with_a_period() -> None:
     clock = SimulatedClock()
     fake = Fake(clock, lambda seq: 10.0 if seq % 4 == 0 else 2.0)
-    frames = saturated(fake.contender, Reel(FRAMES), clock, 20.0, 4)
+    frames = saturated(fake.contender, Reel(FRAMES), clock, 20.0, 4).columns()
     assert frames.kinds == "kdddkddd"  # 20 ms are over in the second period, which is run to its end
     assert frames.called_ms == (0.0, 10.0, 12.0, 14.0, 16.0, 26.0, 28.0, 30.0)
     assert frames.due_ms == frames.called_ms
@@ -86,7 +93,7 @@ def test_saturated_gives_the_next_frame_at_once_and_ends_with_a_period() -> None
 
 def test_saturated_runs_one_period_at_least() -> None:
     clock = SimulatedClock()
-    frames = saturated(Fake(clock, lambda _: 1.0).contender, Reel(FRAMES), clock, 0.0, 3)
+    frames = saturated(Fake(clock, lambda _: 1.0).contender, Reel(FRAMES), clock, 0.0, 3).columns()
     assert len(frames) == 3
 
 
@@ -94,7 +101,7 @@ def test_a_stall_is_seen_in_every_frame_that_waits_behind_it() -> None:
     """Coordinated omission: a loop that waits for the stalled answer before it counts would see one slow frame."""
     clock = SimulatedClock()
     fake = Fake(clock, lambda seq: 45.0 if seq == 3 else 4.0)
-    frames, dropped = camera(fake.contender, Reel(FRAMES), clock, 100.0, 100.0, "queue")
+    frames, dropped = paced(fake.contender, Reel(FRAMES), clock, 100.0, 100.0, "queue")
     assert dropped == 0
     assert frames.due_ms == tuple(float(due) for due in range(0, 100, 10))
     # Frame 3 takes 45 ms instead of 4; the six after it wait, each 6 ms less than the one before.
@@ -106,7 +113,7 @@ def test_a_stall_is_seen_in_every_frame_that_waits_behind_it() -> None:
 def test_a_stall_drops_frames_where_only_the_newest_is_kept() -> None:
     clock = SimulatedClock()
     fake = Fake(clock, lambda seq: 45.0 if seq == 3 else 4.0)
-    frames, dropped = camera(fake.contender, Reel(FRAMES), clock, 100.0, 100.0, "drop")
+    frames, dropped = paced(fake.contender, Reel(FRAMES), clock, 100.0, 100.0, "drop")
     assert frames.seq == (0, 1, 2, 3, 7, 8, 9)
     assert dropped == 3
     # Frame 7 was due at 70, the answer to frame 3 was ready at 75.
@@ -115,13 +122,13 @@ def test_a_stall_drops_frames_where_only_the_newest_is_kept() -> None:
 
 def test_waking_late_is_part_of_the_age() -> None:
     clock = SimulatedClock(late_ms=0.5)
-    frames, _ = camera(Fake(clock, lambda _: 4.0).contender, Reel(FRAMES), clock, 50.0, 100.0, "queue")
+    frames, _ = paced(Fake(clock, lambda _: 4.0).contender, Reel(FRAMES), clock, 50.0, 100.0, "queue")
     assert ages(frames) == [4.0, 4.5, 4.5, 4.5, 4.5]
 
 
 def test_a_rate_that_is_not_sustained_ends_and_counts_what_still_waits() -> None:
     clock = SimulatedClock()
-    frames, dropped = camera(
+    frames, dropped = paced(
         Fake(clock, lambda _: 30.0).contender, Reel(FRAMES), clock, 2000.0, 100.0, "queue"
     )
     assert len(frames) + dropped == 200
@@ -136,7 +143,7 @@ def test_a_rate_that_is_not_sustained_ends_and_counts_what_still_waits() -> None
 def test_every_due_frame_is_answered_or_dropped(spent: list[float], late: str) -> None:
     clock = SimulatedClock()
     fake = Fake(clock, lambda seq: spent[seq % len(spent)])
-    frames, dropped = camera(fake.contender, Reel(FRAMES), clock, 400.0, 50.0, late)  # type: ignore[arg-type]
+    frames, dropped = paced(fake.contender, Reel(FRAMES), clock, 400.0, 50.0, late)
     assert len(frames) + dropped == 20
     assert list(frames.seq) == sorted(set(frames.seq))
     for seq, due, called in zip(frames.seq, frames.due_ms, frames.called_ms, strict=True):
@@ -161,6 +168,15 @@ def test_pairs_are_the_same_kinds_through_the_runner_and_bare() -> None:
     assert found.gpu_ms == ()
 
 
+def test_what_a_run_keeps_of_a_frame_is_small() -> None:
+    """Else a run of hours would take its own record for memory that the runner loses."""
+    clock = SimulatedClock()
+    recorder = saturated(Fake(clock, lambda _: 1.0).contender, Reel(FRAMES), clock, 4000.0, 4)
+    columns = vars(recorder).values()
+    assert len(recorder) == 4000
+    assert sum(sys.getsizeof(column) for column in columns) / len(recorder) < 130
+
+
 def test_live_frames_keep_their_own_times_and_gaps() -> None:
     clock = SimulatedClock()
     given = [(0, 0.0), (1, 33.0), (4, 133.0), (5, 166.0)]
@@ -170,6 +186,7 @@ def test_live_frames_keep_their_own_times_and_gaps() -> None:
             clock.sleep_until_ms(at_ms + 2.0)  # the way from the sensor to the program
             yield Frame(FRAMES[0].image, seq, ORIGIN_S + at_ms / 1e3)
 
-    frames, dropped = live(Fake(clock, lambda _: 5.0).contender, source(), clock, 150.0)
+    recorder, dropped = live(Fake(clock, lambda _: 5.0).contender, source(), clock, 150.0)
+    frames = recorder.columns()
     assert (frames.seq, dropped) == ((0, 1, 4, 5), 2)
     assert ages(frames) == [7.0, 7.0, 7.0, 7.0]

@@ -21,9 +21,10 @@ def table(found: dict[str, Any]) -> str:
     for point in points:
         mean = point["mean_ms"]
         half = (mean["high"] - mean["low"]) / 2
-        name = point["row"] + (" *" if point["row"] in found["choice"]["front"] else "")
+        name = _name(point)
+        name = f"**{name}**" if point["row"] == found["choice"]["row"] else name
         cells = (
-            f"**{name}**" if point["row"] == found["choice"]["row"] else name,
+            name + (r" \*" if point["row"] in found["choice"]["front"] else ""),
             f"{point['score']:.4f}",
             f"{mean['value']:.2f} ±{half:.2f}",
             f"{point['p99_ms']['value']:.1f}",
@@ -31,6 +32,14 @@ def table(found: dict[str, Any]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _name(point: dict[str, Any]) -> str:
+    """The row's name; of the bundle as it stands, what it would be called in the grid."""
+    settings = point["settings"]
+    if point["row"] != "subject":
+        return point["row"]
+    return f"K={settings['schedule']['interval']} {settings['engine']}"
 
 
 if __name__ == "__main__":
