@@ -262,9 +262,10 @@ def test_export_describes_the_bundle_it_wrote(bundle):
 
 
 def test_the_readmes_other_programs_run(bundle, tmp_path, monkeypatch, capsys):
-    """The ten lines for a camera are run in test_jetson_camera.py, the update's in its own tests."""
+    """The ten lines for a camera are run in test_jetson_camera.py, the update's and the latency test in their own."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    programs = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if '"my_pair"' in code]
+    found = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    programs = [code for code in found if '"my_pair"' in code and "edge_bench" not in code]
     assert ["threaded=True" in code for code in programs] == [True, False, False]
     assert ["BackgroundKeyframes(" in code for code in programs] == [False, True, False]
     assert ["MultiRunner(" in code for code in programs] == [False, False, True]
