@@ -12,6 +12,8 @@ from edge_sdk.evaluate.table import NOTHING, milliseconds, share, size
 if TYPE_CHECKING:
     from rich.table import Table
 
+# What settles in the first minutes of a process is no slope.
+_SLOPE_FROM_MS = 120_000.0
 _KINDS = ("all", "keyframe", "delta", "skip")
 _MODES: tuple[Mode, ...] = ("camera", "saturated")
 
@@ -37,6 +39,14 @@ def estimate(value: Estimate | None) -> str:
     if value.low is None or value.high is None:
         return milliseconds(value.value)
     return f"{milliseconds(value.value)} ±{milliseconds((value.high - value.low) / 2)}"
+
+
+def _within(value: Estimate, unit: float) -> str:
+    return (
+        ""
+        if value.low is None or value.high is None
+        else f" ({value.low / unit:+.1f} to {value.high / unit:+.1f})"
+    )
 
 
 def _rows_table(document: BenchDocument, figures: Figures) -> Table:
@@ -112,9 +122,10 @@ def _lines(document: BenchDocument, figures: Figures) -> list[str]:
     lines.append(
         f"cold start: check {milliseconds(cold.check_ms)} ms, load {milliseconds(cold.load_ms)} ms, first runs: {first}"
     )
+    long = document.readings and document.readings[-1].at_ms >= _SLOPE_FROM_MS
     for name, memory in figures.memory.items():
-        grows = memory.growth_bytes_per_hour
-        slope = "" if grows is None else f", growing by {size(max(0, round(grows.value)))} an hour"
+        grows = memory.growth_bytes_per_hour if long else None
+        slope = "" if grows is None else f", slope {grows.value / 1e6:+.1f} MB an hour{_within(grows, 1e6)}"
         lines.append(f"{name} memory: peak {size(memory.peak_bytes)}{slope}")
     saturated = figures.row(SUBJECT, "saturated")
     if saturated is not None and saturated.throughput_fps is not None:
