@@ -136,7 +136,9 @@ class Cost(Settings):
 
 class Memory(Settings):
     """One kind of memory over the run; growth from readings after the first round (all but the first quarter of the
-    time where there is one long round), by the Theil-Sen slope of :func:`edge_sdk.bench.intervals.slope`.
+    time where there is one long round), by the Theil-Sen slope of :func:`edge_sdk.bench.intervals.slope` between two
+    openings of a runner: what opening one anew adds is no growth. The bench's own record is in it, about 100 bytes a
+    frame.
 
     Args:
         first_bytes, last_bytes, peak_bytes: of all readings.

@@ -47,6 +47,7 @@ def memory(blocks: Sequence[Block], readings: Sequence[Reading]) -> dict[str, Me
     found = {}
     answered = np.sort(np.concatenate([np.empty(0), *map(_delivered, blocks)]))
     settled_ms = _settled_ms(blocks, readings)
+    begins = np.sort(_begins(blocks))
     for kind, name in (("process", "rss_bytes"), ("device", "device_bytes")):
         told = [(r.at_ms, value) for r in readings if (value := getattr(r, name)) is not None]
         if not told:
@@ -54,12 +55,15 @@ def memory(blocks: Sequence[Block], readings: Sequence[Reading]) -> dict[str, Me
         values = [value for _, value in told]
         later = [(at, value) for at, value in told if at >= settled_ms]
         at_ms, grown = np.array([at for at, _ in later]), np.array([float(value) for _, value in later])
+        opened = np.searchsorted(begins, at_ms, "right")
         found[kind] = Memory(
             first_bytes=values[0],
             last_bytes=values[-1],
             peak_bytes=max(values),
-            growth_bytes_per_hour=_growth(at_ms / _MS_PER_HOUR, grown),
-            growth_bytes_per_frame=_growth(np.searchsorted(answered, at_ms, "right").astype(float), grown),
+            growth_bytes_per_hour=_growth(at_ms / _MS_PER_HOUR, grown, opened),
+            growth_bytes_per_frame=_growth(
+                np.searchsorted(answered, at_ms, "right").astype(float), grown, opened
+            ),
         )
     return found
 
@@ -85,8 +89,25 @@ def _delivered(block: Block) -> np.ndarray:
     return np.array(block.frames.called_ms, float) + np.array(block.frames.total_ms, float)
 
 
-def _growth(x: np.ndarray, y: np.ndarray) -> Estimate | None:
-    return slope(x, y) if len(y) >= FEWEST_READINGS else None
+def _begins(blocks: Sequence[Block]) -> np.ndarray:
+    """(openings,) float64: when each row's runner was opened anew in each round."""
+    first: dict[tuple[str, int], float] = {}
+    for block in blocks:
+        if len(block.frames):
+            place = (block.row, block.round)
+            first[place] = min(first.get(place, np.inf), block.frames.called_ms[0])
+    return np.array(list(first.values()), float)
+
+
+def _growth(x: np.ndarray, y: np.ndarray, opened: np.ndarray) -> Estimate | None:
+    """Slope between two openings: what opening a runner anew adds or gives back is no growth of running it."""
+    if len(y) < FEWEST_READINGS:
+        return None
+    for number in np.unique(opened):
+        mask = opened == number
+        x = np.where(mask, x - np.median(x[mask]), x)
+        y = np.where(mask, y - np.median(y[mask]), y)
+    return slope(x, y)
 
 
 def worst_frames(subject: Mapping[Mode, Pooled], readings: Sequence[Reading]) -> tuple[WorstFrame, ...]:

@@ -24,6 +24,16 @@ def test_memory_grows_by_hour_and_by_frame():
     assert near(process.growth_bytes_per_frame, 100.0, 100.0, 100.0)
 
 
+def test_what_opening_a_runner_adds_is_no_growth():
+    blocks = [block("k" * 100, [100.0] * 100, round=number, from_ms=10_000.0 * number) for number in range(3)]
+    readings = tuple(
+        Reading(at_ms=1000.0 * second + 500, rss_bytes=1_000_000 + 50_000 * (second // 10) + 10 * second)
+        for second in range(30)
+    )
+    process = compute(document_of(*blocks, readings=readings)).memory["process"]
+    assert near(process.growth_bytes_per_hour, 36_000.0, 36_000.0, 36_000.0)
+
+
 def test_memory_of_one_long_round_settles_in_its_first_quarter():
     readings = tuple(
         Reading(at_ms=1000.0 * second, device_bytes=10_000 if second < 3 else 20_000) for second in range(13)
