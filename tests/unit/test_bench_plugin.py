@@ -62,6 +62,9 @@ def run(pytester: pytest.Pytester, bench: Bench, monkeypatch: pytest.MonkeyPatch
         if "def test" not in body:
             body = "def test_camera(edge_bench):\n    " + body
         monkeypatch.setenv("COLUMNS", "500")
+        # Where one of these is set, pytest's summary repeats every line of a failure.
+        for name in ("CI", "BUILD_NUMBER"):
+            monkeypatch.delenv(name, raising=False)
         pytester.makepyfile("from edge_sdk.bench import times, within\n" + body)
         return pytester.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider", *options)
 
