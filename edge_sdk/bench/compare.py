@@ -260,7 +260,7 @@ def _facts(document: BenchDocument) -> dict[str, str]:
         "engine": document.row(SUBJECT).engine,
         "source": source.uri,
         "frames a second": f"{source.fps:g}",
-        "late frames": recipe.late,
+        "late frames": "drop" if source.live else recipe.late,
         "deadline": f"{document.deadline_ms:.2f} ms",
         "rounds": recipe.round_count,
         "length": f"{recipe.length_s:g} s",

@@ -55,7 +55,8 @@ class Row(Settings):
 
 
 class SourceFacts(ClipFacts):
-    """The frames, which are repeated; ``fps`` is the camera's rate, ``live`` says whether it is a real one."""
+    """The frames, which are repeated; ``fps`` is the camera's rate, ``live`` says whether it is a real one: then
+    ``frames`` is 1, which warmed up, and those that were answered are in the blocks alone."""
 
     live: bool
 

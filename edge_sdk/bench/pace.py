@@ -215,20 +215,24 @@ def live(
 ) -> tuple[Recorder, int]:
     """Answer a live source at its own pace for ``length_ms``.
 
+    A frame that was captured before the block began is left out: it waited for that, and not for an older frame.
+
     Returns:
         The samples, and how many frames are missing in ``seq``.
     """
     contender.reset()
     recorder = Recorder()
-    end_ms, last, dropped = clock.now_ms() + length_ms, None, 0
+    begin_ms, last, dropped = clock.now_ms(), None, 0
     for frame in source:
         called_ms = clock.now_ms()
         due_ms = (frame.captured_s - clock.origin_s) * 1e3
+        if due_ms < begin_ms:
+            continue
         recorder.answer(contender, frame, due_ms, called_ms)
         if last is not None:
             dropped += max(0, frame.seq - last - 1)
         last = frame.seq
-        if called_ms >= end_ms:
+        if called_ms >= begin_ms + length_ms:
             break
     return recorder, dropped
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edge_sdk.bench.accuracy import score
 from edge_sdk.bench.clock import SystemClock
 from edge_sdk.bench.document import BenchDocument, Row, SourceFacts
+from edge_sdk.bench.footage import Footage, footage
 from edge_sdk.bench.lineup import Lineup, default_rows
 from edge_sdk.bench.pace import Reel
 from edge_sdk.bench.recipe import BenchRecipe
@@ -14,12 +15,9 @@ from edge_sdk.bench.rounds import Session
 from edge_sdk.bench.telemetry import Telemetry
 from edge_sdk.bench.yardstick import Yardstick
 from edge_sdk.conditions import Conditions
-from edge_sdk.evaluate.clip import Clip, read_clip
+from edge_sdk.errors import RecipeError
 from edge_sdk.progress import Progress, Silent
 from edge_sdk.runtime.engine import Backend, backend_named
-from edge_sdk.video import open_source
-
-_SYNTHETIC_FRAMES = 60
 
 
 def bench(
@@ -42,7 +40,8 @@ def bench(
         MissingFileError, FileFormatError, BundleError: a bundle is not whole, has no such engines or no delta step, or
             the bundles do not fit each other.
         ShapeError: the frames are not of the bundle's size.
-        RecipeError: the backend is unknown, or the frames do not fit into memory.
+        RecipeError: the backend is unknown, the frames do not fit into memory, or a live source is given with what it
+            leaves without a meaning.
         VideoError: the source cannot be read.
         DependencyError: OpenCV or the backend is not installed.
         EngineError: the backend refuses an engine.
@@ -50,55 +49,68 @@ def bench(
     shown = Silent() if progress is None else progress
     lineup = Lineup.open(recipe)
     named = backend_named(recipe.backend) if backend is None else backend
-    found = default_rows(recipe, lineup, named.name) if rows is None else tuple(rows)
-    clip, is_live = _clip(recipe, lineup)
-    scored = found
-    if recipe.accuracy and recipe.source is not None and not is_live:
-        scored = score(found, lineup, clip, recipe, shown, backend=backend)
+    with footage(recipe, lineup) as shots:
+        found = _rows(recipe, lineup, named, shots, rows)
+        if recipe.accuracy and recipe.source is not None and shots.source is None:
+            found = score(found, lineup, shots.clip, recipe, shown, backend=backend)
+        return _measured(recipe, lineup, found, shots, named, shown, even=rows is not None)
+
+
+def _rows(
+    recipe: BenchRecipe, lineup: Lineup, backend: Backend, shots: Footage, given: Sequence[Row] | None
+) -> tuple[Row, ...]:
+    """What is measured: of a live source, which gives each frame once, the subject alone."""
+    if given is None:
+        alone = recipe if shots.source is None else recipe.model_copy(update={"baselines": False})
+        return default_rows(alone, lineup, backend.name)
+    if shots.source is not None and len(given) > 1:
+        raise RecipeError(
+            f"rows: {len(given)} were given, and {shots.clip.uri} is a live source, which gives each frame once.",
+            hint="Give one row, or a file or a scene.",
+        )
+    return tuple(given)
+
+
+def _measured(
+    recipe: BenchRecipe,
+    lineup: Lineup,
+    rows: tuple[Row, ...],
+    shots: Footage,
+    backend: Backend,
+    progress: Progress,
+    *,
+    even: bool,
+) -> BenchDocument:
+    """The rounds; ``even`` as for :class:`Session`."""
     conditions = Conditions.now(recipe.threads)
     clock = SystemClock()
-    yardstick = Yardstick(recipe.threads, clock) if named.name == "onnxruntime" else None
-    with Telemetry.of(clock.now_ms, on_gpu=named.owns_thread) as telemetry:
+    with Telemetry.of(clock.now_ms, on_gpu=backend.owns_thread) as telemetry:
         session = Session(
             recipe=recipe,
             lineup=lineup,
-            rows=scored,
-            reel=Reel(clip.frames),
-            first=clip.frames[0],
-            live_uri=recipe.source if is_live else None,
-            fps=recipe.fps or clip.fps,
-            backend=named,
+            rows=rows,
+            reel=Reel(shots.clip.frames),
+            first=shots.clip.frames[0],
+            source=shots.source,
+            fps=recipe.fps or shots.clip.fps,
+            backend=backend,
             clock=clock,
-            yardstick=yardstick,
+            yardstick=Yardstick(recipe.threads, clock) if backend.name == "onnxruntime" else None,
             telemetry=telemetry,
-            progress=shown,
-            even=rows is not None,
+            progress=progress,
+            even=even,
         )
         for index in range(recipe.round_count):
             session.round(index)
     return BenchDocument(
         recipe=recipe,
         conditions=conditions,
-        machine=telemetry.machine(named.report),
+        machine=telemetry.machine(backend.report),
         bundles=lineup.facts(),
-        source=SourceFacts.of(clip, fps=session.fps, live=is_live),
-        rows=scored,
+        source=SourceFacts.of(shots.clip, fps=session.fps, live=shots.source is not None),
+        rows=rows,
         starts=tuple(session.starts),
         blocks=session.blocks(),
         bare=tuple(session.bare),
         readings=telemetry.readings,
     )
-
-
-def _clip(recipe: BenchRecipe, lineup: Lineup) -> tuple[Clip, bool]:
-    """The frames in memory, and whether the source is live: then one frame of it, for what warms up."""
-    height, width = lineup.subject.size_hw
-    if recipe.source is None:
-        scene = f"synthetic:shapes?height={height}&width={width}&frames={_SYNTHETIC_FRAMES}"
-        return read_clip(scene, lineup.subject.task, (height, width), labels=False), False
-    with open_source(recipe.source, limit=1) as source:
-        is_live = source.live
-    limit = 1 if is_live else recipe.limit
-    return read_clip(
-        recipe.source, lineup.subject.task, (height, width), limit=limit, labels=not is_live
-    ), is_live

@@ -26,7 +26,8 @@ class BenchRecipe(Settings):
     Args:
         bundle: the bundle to measure.
         source: URI of the frames; None for a synthetic scene of the bundle's size, on which accuracy means nothing
-            and is not measured. A live source is measured at its own pace alone.
+            and is not measured. A live source is measured at its own pace alone, without accuracy or other rows; what
+            is set here for them is then refused.
         backend: name of the runtime.
         engine: which engines; None for those that the bundle has chosen for this backend.
         schedule: which frames are keyframes; None for the bundle's own schedule.

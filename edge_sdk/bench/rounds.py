@@ -15,7 +15,7 @@ from edge_sdk.bench.telemetry import Telemetry
 from edge_sdk.bench.yardstick import Yardstick
 from edge_sdk.progress import Progress
 from edge_sdk.runtime.engine import Backend
-from edge_sdk.video import open_source
+from edge_sdk.video import VideoSource
 from edge_sdk.video.frame import Frame
 
 # Slow spells of a machine come and go within seconds: the yardstick tells them only where blocks are shorter than that.
@@ -42,7 +42,7 @@ class Session:
         recipe, lineup, rows: what is measured; the first row is the subject.
         reel: frames in memory.
         first: a frame for what warms up outside the runner.
-        live_uri: the source where it is live; frames then come from there alone.
+        source: the source, open, where it is live; all of the time is then spent at its pace. None for others.
         fps: rate of the simulated camera.
         backend, clock, yardstick, telemetry, progress: what it works with.
         even: all rows get the same time saturated, and the bare engine none.
@@ -53,7 +53,7 @@ class Session:
     rows: tuple[Row, ...]
     reel: Reel
     first: Frame
-    live_uri: str | None
+    source: VideoSource | None
     fps: float
     backend: Backend
     clock: Clock
@@ -71,7 +71,7 @@ class Session:
         planned_ms, began_ms = self.recipe.round_s * 1e3, self.clock.now_ms()
         # Opening runners takes time too; what it took in the last round is taken off this one.
         length_ms = max(planned_ms / 2, planned_ms - self.overhead_ms)
-        paced_ms = length_ms if self.live_uri else length_ms * self.recipe.camera_share
+        paced_ms = length_ms * self.recipe.camera_share if self.source is None else length_ms
         free_ms = length_ms - paced_ms
         start = index % len(self.rows)
         for row in (*self.rows[start:], *self.rows[:start]):
@@ -140,7 +140,7 @@ class _Turn:
                 self._pairs(paired_ms / count)
 
     def at_camera_pace(self, length_ms: float) -> None:
-        """One block, as long as all saturated ones together: a queue needs time to build up."""
+        """One block of its whole time at camera pace: a queue needs time to build up."""
         self._frames("camera", length_ms)
 
     def _frames(self, mode: Mode, length_ms: float) -> None:
@@ -180,11 +180,9 @@ class _Turn:
 
     def _paced(self, length_ms: float) -> tuple[Recorder, int]:
         session, contender = self.session, self.entrant.contender
-        if session.live_uri is None:
-            late = session.recipe.late
-            return camera(contender, session.reel, session.clock, length_ms, session.fps, late)
-        with open_source(session.live_uri) as source:
-            return live(contender, source, session.clock, length_ms)
+        if session.source is not None:
+            return live(contender, session.source, session.clock, length_ms)
+        return camera(contender, session.reel, session.clock, length_ms, session.fps, session.recipe.late)
 
     def _yardstick(self) -> float | None:
         yardstick = self.session.yardstick

@@ -24,7 +24,9 @@ def renderables(document: BenchDocument) -> list[Any]:
     lines = [f"verdict: {verdict.grade}"]
     lines += [f"  {reason}" for reason in verdict.reasons]
     lines += [f"  {remark}" for remark in verdict.remarks]
-    tables: list[Any] = [_rows_table(document, figures)]
+    # A live source gives its frames at its own pace alone.
+    saturated = any(row.mode == "saturated" for row in figures.rows)
+    tables: list[Any] = [_rows_table(document, figures)] if saturated else []
     for mode in _MODES:
         row = figures.row(SUBJECT, mode)
         if row is not None:

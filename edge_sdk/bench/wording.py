@@ -181,11 +181,13 @@ def _stolen(figures: Figures) -> str:
 def source_text(document: BenchDocument) -> str:
     """The frames, and how they came."""
     source, recipe = document.source, document.recipe
-    labels = f"{source.labelled} labelled" if source.labelled else "none labelled"
-    pace = f"{source.fps:g} frames/s" + (" as they come" if source.live else "")
+    size = f"{source.width} × {source.height}"
+    if source.live:
+        frames = f"frames of {size}, as they come, {source.fps:g} frames/s told"
+    else:
+        labels = f"{source.labelled} labelled" if source.labelled else "none labelled"
+        frames = f"{source.frames} frames of {size}, {labels}, {source.fps:g} frames/s"
+    drops = source.live or recipe.late == "drop"
+    late = "late frames are dropped for newer ones" if drops else "late frames wait"
     rounds = len({block.round for block in document.blocks})
-    late = {"queue": "late frames wait", "drop": "late frames are dropped for newer ones"}[recipe.late]
-    return (
-        f"{source.uri}: {source.frames} frames of {source.width} × {source.height}, {labels}, {pace}, {late}. "
-        f"{rounds} rounds, {recipe.length_s:g} s asked for."
-    )
+    return f"{source.uri}: {frames}, {late}. {rounds} rounds, {recipe.length_s:g} s asked for."

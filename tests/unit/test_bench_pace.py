@@ -190,3 +190,17 @@ def test_live_frames_keep_their_own_times_and_gaps() -> None:
     frames = recorder.columns()
     assert (frames.seq, dropped) == ((0, 1, 4, 5), 2)
     assert ages(frames) == [7.0, 7.0, 7.0, 7.0]
+
+
+def test_a_frame_that_lay_there_before_the_block_is_left_out() -> None:
+    clock = SimulatedClock()
+    clock.time_ms = 100.0
+    given = [Frame(FRAMES[0].image, seq, ORIGIN_S + at_ms / 1e3) for seq, at_ms in ((2, 67.0), (4, 133.0))]
+
+    def source():
+        for frame in given:
+            clock.sleep_until_ms((frame.captured_s - ORIGIN_S) * 1e3)
+            yield frame
+
+    recorder, dropped = live(Fake(clock, lambda _: 5.0).contender, source(), clock, 30.0)
+    assert (recorder.columns().seq, dropped) == ((4,), 0)
