@@ -106,14 +106,14 @@ class BenchDocument(Settings):
 
     @property
     def figures(self) -> Figures:
-        """Every statistic of the run."""
+        """Every statistic of the run, computed anew at each look."""
         from edge_sdk.bench.figures import Figures
 
         return Figures.of(self)
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the figures can be relied on, and why not."""
+        """Whether the figures can be relied on, and why not; where figures are at hand, use ``Verdict.of``."""
         from edge_sdk.bench.verdict import Verdict
 
         return Verdict.of(self)
@@ -135,11 +135,18 @@ class BenchDocument(Settings):
                 return row
         raise RecipeError(f"row: no '{name}' in this bench, only {', '.join(row.name for row in self.rows)}.")
 
-    def to_json(self) -> str:
-        """Samples, figures and verdict as JSON, one line a block."""
+    def to_json(self, figures: Figures | None = None) -> str:
+        """Samples, figures and verdict as JSON, one line a block.
+
+        Args:
+            figures: its figures where they are computed already.
+        """
+        from edge_sdk.bench.verdict import Verdict
+
+        computed = self.figures if figures is None else figures
         data: dict[str, Any] = self.model_dump(mode="json")
-        data["figures"] = self.figures.model_dump(mode="json")
-        data["verdict"] = self.verdict.model_dump(mode="json")
+        data["figures"] = computed.model_dump(mode="json")
+        data["verdict"] = Verdict.of(self, computed).model_dump(mode="json")
         return json.dumps(data) + "\n"
 
     @classmethod

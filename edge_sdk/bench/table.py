@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edge_sdk.bench.document import SUBJECT, BenchDocument
 from edge_sdk.bench.figures import Distribution, Estimate, Figures, RowFigures
 from edge_sdk.bench.samples import Mode
+from edge_sdk.bench.verdict import Verdict
 from edge_sdk.evaluate.table import NOTHING, milliseconds, share, size
 
 if TYPE_CHECKING:
@@ -18,9 +19,15 @@ _KINDS = ("all", "keyframe", "delta", "skip")
 _MODES: tuple[Mode, ...] = ("camera", "saturated")
 
 
-def renderables(document: BenchDocument) -> list[Any]:
-    """Verdict, tables and lines, in the order of a reader's questions."""
-    figures, verdict = document.figures, document.verdict
+def renderables(document: BenchDocument, figures: Figures | None = None) -> list[Any]:
+    """Verdict, tables and lines, in the order of a reader's questions.
+
+    Args:
+        document: the run.
+        figures: its figures where they are computed already.
+    """
+    figures = document.figures if figures is None else figures
+    verdict = Verdict.of(document, figures)
     lines = [f"verdict: {verdict.grade}"]
     lines += [f"  {reason}" for reason in verdict.reasons]
     lines += [f"  {remark}" for remark in verdict.remarks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,11 +111,13 @@ def _finish(found: BenchDocument, old: BenchDocument | None, out: Path | None, a
 
     _check_out(out)
     comparison = None if old is None else compare(old, found)
-    report = None if out is None else write_report(found, out, comparison)
+    figures = found.figures
+    report = None if out is None else write_report(found, out, comparison, figures=figures)
     if as_json:
-        emit_json(found if comparison is None else {"bench": found, "comparison": comparison})
+        written = json.loads(found.to_json(figures))
+        emit_json(written if comparison is None else {"bench": written, "comparison": comparison})
     else:
-        shown: list[Any] = renderables(found)
+        shown: list[Any] = renderables(found, figures)
         if comparison is not None:
             shown += comparison.renderables()
         show(*shown, *([f"report: {report}"] if report is not None else []))

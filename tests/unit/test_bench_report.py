@@ -6,12 +6,14 @@ import re
 
 import pytest
 
-from edge_sdk.bench import report
+from edge_sdk.bench import report, statistics
 from edge_sdk.bench.choice import Choice
 from edge_sdk.bench.compare import compare
 from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, SUBJECT, BenchDocument
 from edge_sdk.bench.figures import Estimate, Memory
 from edge_sdk.bench.sheets import Sheet
+from edge_sdk.bench.statistics import compute
+from edge_sdk.bench.table import renderables
 from edge_sdk.bench.wording import conditions, gain, growth, row_text, schedule_text
 from edge_sdk.errors import OutputError
 from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
@@ -307,6 +309,22 @@ def test_files_are_written_whole_or_not_at_all(document, tmp_path, monkeypatch):
         report.write_report(document.model_copy(update={"bundles": ()}), page.parent)
     assert page.read_bytes() == before
     assert BenchDocument.load(page.parent / JSON_NAME) == document
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda document, folder: report.write_report(document, folder),
+        lambda document, _: renderables(document),
+        lambda document, _: document.to_json(),
+        lambda document, folder: report.write_report(document, folder, figures=document.figures),
+    ],
+)
+def test_figures_are_computed_once(document, tmp_path, monkeypatch, use):
+    counted = []
+    monkeypatch.setattr(statistics, "compute", lambda of: counted.append(of) or compute(of))
+    use(document, tmp_path)
+    assert counted == [document]
 
 
 def test_a_folder_that_is_a_file_is_refused(document, tmp_path):
