@@ -154,6 +154,23 @@ class FileRecord(Settings):
     size_bytes: int = Field(ge=0)
 
 
+class OnlineSpec(Settings):
+    """What a trainer needs to teach this bundle's student on the stream, see :mod:`edge_sdk.adapt`.
+
+    Args:
+        recipe: the :class:`edge_sdk.distill.online.OnlineRecipe` that makes the pair; nothing on the device reads it.
+        weights: file in the bundle with the pair's weights, tensors alone.
+        tensors: by step, the name in its graph of every parameter that learns, by the parameter's name; a step that
+            has none of them is left out.
+        open: names of those parameters that the graphs leave open, so that a runner can exchange them alone.
+    """
+
+    recipe: dict[str, JsonValue]
+    weights: str
+    tensors: dict[StepName, dict[str, str]]
+    open: tuple[str, ...] = ()
+
+
 class Manifest(Settings):
     """Everything about a bundle but its files' content.
 
@@ -170,6 +187,7 @@ class Manifest(Settings):
         engines: engines built for one machine, by name.
         chosen: name of the engine set that a runner takes unless told otherwise, by backend.
         schedule: the schedule that a runner follows unless told otherwise.
+        online: what a trainer needs to go on teaching the student; None where it cannot learn on a stream.
         provenance: recipe, data, commit, metrics; anything JSON holds.
         files: record of every file but the manifest, by path relative to the bundle.
         created: ISO 8601 time of export, UTC.
@@ -187,6 +205,7 @@ class Manifest(Settings):
     engines: dict[str, EngineSet] = Field(default_factory=dict)
     chosen: dict[BackendName, str] = Field(default_factory=dict)
     schedule: ScheduleSettings
+    online: OnlineSpec | None = None
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
     created: str = ""
@@ -221,6 +240,8 @@ def _named_files(manifest: Manifest) -> Iterator[str]:
         yield from (step.graph for _, step in pair.steps.items())
     for built in manifest.engines.values():
         yield from built.identities.values()
+    if manifest.online is not None:
+        yield manifest.online.weights
 
 
 def check_manifest(manifest: Manifest) -> None:

@@ -134,6 +134,23 @@ class Engine(Protocol):
         """Every graph output."""
         ...
 
+    @property
+    def refittable(self) -> tuple[TensorSpec, ...]:
+        """Weights that :meth:`refitted` can exchange: those that the graph, or the built engine, leaves open."""
+        ...
+
+    def refitted(self, weights: Mapping[str, np.ndarray]) -> Engine:
+        """Another engine of the same graph with other weights in the open places; this one stays as it is.
+
+        Args:
+            weights: for every name in :attr:`refittable`, an array of its shape and dtype.
+
+        Raises:
+            EngineError: a name is missing or unknown, or the runtime refuses.
+            ShapeError: an array has another shape or dtype.
+        """
+        ...
+
     def allocate(self, spec: TensorSpec, *, host: bool = True) -> Buffer:
         """A buffer for ``spec``, aligned to 256 bytes.
 
@@ -177,7 +194,9 @@ class Backend(Protocol):
         """What was chosen on this machine, from the first engine on; None where there is nothing to choose."""
         ...
 
-    def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
+    def load(
+        self, path: Path, options: EngineOptions, built: bytes | None = None, *, graph: bytes | None = None
+    ) -> Engine:
         """Load a graph, or an engine that was built for this machine.
 
         Args:
@@ -185,6 +204,7 @@ class Backend(Protocol):
             options: how it is loaded.
             built: the engine's content where it has been checked already, see :func:`edge_sdk.identity.open_engine`;
                 None for a graph.
+            graph: the graph's content in place of that of ``path``, as with new weights; not with ``built``.
 
         Raises:
             DependencyError: the runtime is not installed on this machine.
