@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_sdk.bench.document import SUBJECT, BenchDocument
 from edge_sdk.bench.effects import Prior
-from edge_sdk.bench.pooled import Pooled, round_parts
+from edge_sdk.bench.pooled import Pooled, frame_energy_mj, round_parts
 from edge_sdk.bench.samples import BareBlock, Block, Mode
 
 # A run of few rounds tells its spread badly; see effects.effect for what these are for. A median or mean of hundreds of
@@ -227,14 +227,9 @@ def _memory(run: Run) -> Rounds | None:
 def _energy(run: Run) -> Rounds | None:
     """Millijoules a frame at camera pace, where a device spends its life."""
     pool = run.pool("camera")
-
-    def of_frame(blocks: list[Block], _: object) -> float | None:
-        told = [(block.energy_j, len(block.frames)) for block in blocks if block.energy_j is not None]
-        frames = sum(count for _, count in told)
-        return 1e3 * sum(joules for joules, _ in told) / frames if frames else None
-
-    value = of_frame(list(pool.blocks), None)
-    return Rounds(value, np.array(pool.by_round(of_frame))) if value else None
+    value = frame_energy_mj(pool.blocks)
+    by_round = pool.by_round(lambda blocks, _: frame_energy_mj(blocks))
+    return Rounds(value, np.array(by_round)) if value else None
 
 
 METRICS = (

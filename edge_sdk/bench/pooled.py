@@ -99,6 +99,13 @@ class Pooled:
         return found
 
 
+def frame_energy_mj(blocks: Iterable[Block]) -> float | None:
+    """Millijoules for each frame answered, over the blocks whose energy is known; None where no frame has any."""
+    told = [(block.energy_j, len(block.frames)) for block in blocks if block.energy_j is not None]
+    frames = sum(count for _, count in told)
+    return 1e3 * sum(joules for joules, _ in told) / frames if frames else None
+
+
 def round_parts(values: np.ndarray, rounds: np.ndarray) -> list[np.ndarray]:
     """``values`` (frames,) cut into one array for each round that has any; ``rounds`` (frames,) does not fall."""
     return np.split(values, np.flatnonzero(np.diff(rounds)) + 1) if len(values) else []

@@ -24,7 +24,7 @@ from edge_sdk.bench.figures import (
     RowFigures,
 )
 from edge_sdk.bench.intervals import plain, positive, share
-from edge_sdk.bench.pooled import Pooled, round_parts
+from edge_sdk.bench.pooled import Pooled, frame_energy_mj, round_parts
 from edge_sdk.bench.samples import KINDS, BareBlock, Block, Mode
 from edge_sdk.bench.surroundings import memory, span, spans, worst_frames
 
@@ -208,15 +208,11 @@ def deadline(pool: Pooled, deadline_ms: float) -> Deadline:
 
 
 def energy(pool: Pooled) -> Estimate | None:
-    """Millijoules for each frame answered, over the blocks whose energy is known."""
-
-    def of_frame(blocks: Sequence[Block]) -> float | None:
-        told = [(block.energy_j, len(block.frames)) for block in blocks if block.energy_j is not None]
-        frames = sum(count for _, count in told)
-        return 1e3 * sum(joules for joules, _ in told) / frames if frames else None
-
-    value = of_frame(pool.blocks)
-    return None if value is None else positive(value, pool.by_round(lambda blocks, _: of_frame(blocks)))
+    """Millijoules for each frame answered."""
+    value = frame_energy_mj(pool.blocks)
+    return (
+        None if value is None else positive(value, pool.by_round(lambda blocks, _: frame_energy_mj(blocks)))
+    )
 
 
 def cold(document: BenchDocument, saturated: Pooled | None) -> Cold:
