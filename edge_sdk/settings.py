@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +24,53 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+R = TypeVar("R", bound="Result")
+
+
+class Result(Settings):
+    """What a stage found, kept as JSON: a subclass has ``to_json()``, this is the way back."""
+
+    # How messages name it.
+    _what: ClassVar[str]
+    # Keys that are written for other readers and left aside here.
+    _computed: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_json(cls: type[R], text: str, where: str | None = None) -> R:
+        """What ``to_json()`` wrote.
+
+        Args:
+            text: the JSON.
+            where: begins the error message.
+
+        Raises:
+            FileFormatError: not JSON, or of a schema version that is not known here.
+        """
+        wrong = f"{cls._what if where is None else where}: not a readable {cls._what}"
+        try:
+            data = json.loads(text)
+            if isinstance(data, dict):
+                data = {key: value for key, value in data.items() if key not in cls._computed}
+            return parse_settings(data, cls, wrong)
+        except json.JSONDecodeError as error:
+            raise FileFormatError(f"{wrong}: {error}.") from error
+        except RecipeError as error:
+            raise FileFormatError(str(error)) from error
+
+    @classmethod
+    def load(cls: type[R], path: str | Path) -> R:
+        """Read a file of it.
+
+        Raises:
+            MissingFileError: no file there.
+            FileFormatError: it cannot be read as what it should be.
+        """
+        file = require_file(path, cls._what)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FileFormatError(f"{file}: not text: {error}.") from error
+        return cls.from_json(text, str(file))
 
 
 def load_recipe(path: str | Path, kind: type[S], **overrides: Any) -> S:

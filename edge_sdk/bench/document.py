@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bench.samples import BareBlock, Block, Reading, Start
 from edge_sdk.conditions import Conditions
-from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
-from edge_sdk.files import require_file
 from edge_sdk.runtime.schedule import ScheduleSettings
-from edge_sdk.settings import Settings, parse_settings
+from edge_sdk.settings import Result, Settings
 
 if TYPE_CHECKING:
     from edge_sdk.bench.figures import Figures
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 SUBJECT = "subject"
 JSON_NAME = "bench.json"
 REPORT_NAME = "bench.html"
-# Computed when a document is written, for those who read the JSON without edge_sdk; computed anew when it is read.
-_COMPUTED = ("figures", "verdict")
 
 Variant = Literal["pair", "teacher", "copy", "flow", "rival"]
 
@@ -86,11 +82,15 @@ class Machine(Settings):
     telemetry: tuple[str, ...] = ()
 
 
-class BenchDocument(Settings):
+class BenchDocument(Result):
     """One run of ``edge-sdk bench``.
 
     Figures and verdict are functions of what is kept here: :attr:`figures` and :attr:`verdict` compute them.
     """
+
+    _what: ClassVar[str] = "bench document"
+    # For those who read the JSON without edge_sdk; computed anew when it is read.
+    _computed: ClassVar[frozenset[str]] = frozenset(("figures", "verdict"))
 
     schema_version: Literal[1] = 1
     recipe: BenchRecipe
@@ -148,36 +148,3 @@ class BenchDocument(Settings):
         data["figures"] = computed.model_dump(mode="json")
         data["verdict"] = Verdict.of(self, computed).model_dump(mode="json")
         return json.dumps(data) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "bench") -> BenchDocument:
-        """The document that :meth:`to_json` wrote.
-
-        Raises:
-            FileFormatError: not JSON, or not a document of a schema version known here.
-        """
-        try:
-            data = json.loads(text)
-            kept = (
-                {key: value for key, value in data.items() if key not in _COMPUTED}
-                if isinstance(data, dict)
-                else data
-            )
-            return parse_settings(kept, cls, where)
-        except (json.JSONDecodeError, RecipeError) as error:
-            raise FileFormatError(f"{where}: not a bench document that can be read: {error}.") from error
-
-    @classmethod
-    def load(cls, path: str | Path) -> BenchDocument:
-        """Read a ``bench.json``.
-
-        Raises:
-            MissingFileError: no file there.
-            FileFormatError: it cannot be read as a bench document.
-        """
-        file = require_file(path, "bench document")
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise FileFormatError(f"{file}: not text: {error}.") from error
-        return cls.from_json(text, str(file))

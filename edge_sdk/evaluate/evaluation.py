@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from edge_sdk.conditions import Conditions
-from edge_sdk.errors import FileFormatError, RecipeError
+from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing
-from edge_sdk.files import require_file, write_text
+from edge_sdk.files import write_text
 from edge_sdk.manifest import FLOAT32
-from edge_sdk.settings import Settings, parse_settings
+from edge_sdk.settings import Result, Settings
 from edge_sdk.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -97,11 +97,13 @@ class Example(Settings):
     panels: tuple[Panel, ...]
 
 
-class Evaluation(Settings):
+class Evaluation(Result):
     """Rows, and everything needed to judge them.
 
     ``examples`` are pictures for the report: they are not part of the JSON.
     """
+
+    _what: ClassVar[str] = "evaluation"
 
     schema_version: Literal[1] = 1
     rows: tuple[Row, ...] = Field(min_length=1)
@@ -141,35 +143,6 @@ class Evaluation(Settings):
     def to_json(self) -> str:
         """Everything but the example pictures, as indented JSON."""
         return self.model_dump_json(indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "evaluation") -> Evaluation:
-        """The evaluation that :meth:`to_json` wrote, without pictures.
-
-        Raises:
-            FileFormatError: not JSON, or not an evaluation of a schema version known here.
-        """
-        import json
-
-        try:
-            return parse_settings(json.loads(text), cls, where)
-        except (json.JSONDecodeError, RecipeError) as error:
-            raise FileFormatError(f"{where}: not an evaluation that can be read: {error}.") from error
-
-    @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Read an ``evaluation.json``.
-
-        Raises:
-            MissingFileError: no file there.
-            FileFormatError: it cannot be read as an evaluation.
-        """
-        file = require_file(path, "evaluation")
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise FileFormatError(f"{file}: not text: {error}.") from error
-        return cls.from_json(text, str(file))
 
     def table(self) -> Table:
         """The rows as a rich table, for a terminal."""

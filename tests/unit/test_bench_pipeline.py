@@ -233,7 +233,7 @@ def test_command_shows_and_compares_documents(tmp_path: Path) -> None:
         ((), "BUNDLE: expected on the command line or in a recipe"),
         (("--document", "OLD", "--fps", "3"), "'fps' was given beside it"),
         (("--document", "missing.json"), "missing.json"),
-        (("pair", "--compare", "BAD"), "not a bench document"),
+        (("pair", "--compare", "BAD"), "not a readable bench document"),
     ],
 )
 def test_command_names_what_is_wrong(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -246,7 +246,7 @@ def test_command_names_what_is_wrong(tmp_path: Path, arguments: tuple[str, ...],
 
 
 def test_unreadable_documents(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="not a bench document"):
+    with pytest.raises(FileFormatError, match="not a readable bench document"):
         BenchDocument.from_json("[]")
-    with pytest.raises(FileFormatError, match="not a bench document"):
+    with pytest.raises(FileFormatError, match="not a readable bench document"):
         BenchDocument.from_json("{")

@@ -229,7 +229,7 @@ def test_json_round_trip(evaluation, report):
 def test_what_is_no_evaluation_is_refused(text, tmp_path):
     file = tmp_path / "evaluation.json"
     file.write_text(text)
-    with pytest.raises(FileFormatError, match=r"evaluation\.json: not an evaluation that can be read"):
+    with pytest.raises(FileFormatError, match=r"evaluation\.json: not a readable evaluation"):
         Evaluation.load(file)
 
 
