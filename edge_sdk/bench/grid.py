@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -99,6 +99,19 @@ def grid(
     refusal = _refusal(subject, engines, backend, background, threads) if "background" in schedules else ""
     if refusal:
         notes.append(f"no keyframes in the background: {refusal}")
+    possible = [name for name in schedules if name != "background" or not refusal]
+    rows += _pairs(engines, intervals, possible, changes)
+    return _each_once(rows), tuple(notes)
+
+
+def _pairs(
+    engines: Sequence[str],
+    intervals: Sequence[int],
+    schedules: Sequence[ScheduleName],
+    changes: Mapping[int, ChangeSchedule],
+) -> list[Row]:
+    """The subject in every precision at every interval, by each schedule; ``changes`` by the interval they make."""
+    rows = []
     for engine in engines:
         for interval in intervals:
             every = EverySchedule(interval=interval)
@@ -106,9 +119,9 @@ def grid(
                 rows.append(_pair(f"K={interval} {engine}", engine, every))
             if interval in changes:
                 rows.append(_pair(f"change K~{interval} {engine}", engine, changes[interval]))
-            if "background" in schedules and not refusal:
+            if "background" in schedules:
                 rows.append(_pair(f"background K={interval} {engine}", engine, every, background=True))
-    return _each_once(rows), tuple(notes)
+    return rows
 
 
 def _pair(
