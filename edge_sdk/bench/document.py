@@ -57,6 +57,21 @@ class SourceFacts(ClipFacts):
     live: bool
 
 
+class TelemetryCost(Settings):
+    """What the readings of the machine themselves took, beside what was measured.
+
+    Args:
+        readings: how many.
+        median_ms, worst_ms: start to end of one.
+        cpu_ms: processor time of all.
+    """
+
+    readings: int
+    median_ms: float
+    worst_ms: float
+    cpu_ms: float
+
+
 class Machine(Settings):
     """How the machine was set during the run; what it does not tell is None or missing.
 
@@ -70,6 +85,7 @@ class Machine(Settings):
         engine_report: what the backend chose, such as its kind of memory and CUDA graphs.
         throttle_events: times that the hardware throttled during the run, by counter.
         telemetry: where readings came from, such as ``"sysfs"`` and ``"NVML"``.
+        telemetry_cost: what they took.
     """
 
     accelerator: str | None = None
@@ -80,6 +96,7 @@ class Machine(Settings):
     engine_report: dict[str, str] = Field(default_factory=dict)
     throttle_events: dict[str, int] = Field(default_factory=dict)
     telemetry: tuple[str, ...] = ()
+    telemetry_cost: TelemetryCost | None = None
 
 
 class BenchDocument(Result):

@@ -8,12 +8,11 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from edge_sdk.bench.document import Machine
+from edge_sdk.bench.document import Machine, TelemetryCost
 from edge_sdk.bench.samples import Reading
 from edge_sdk.gpu import used_gpu_memory
 from edge_sdk.nvml import GpuReading, Nvml
@@ -31,22 +30,6 @@ PERIOD_S = 1.0
 _SLOW_MS = 250.0
 # How long the end of a run waits for a reading that hangs in a sensor.
 _PATIENCE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryCost:
-    """What the readings themselves took.
-
-    Attributes:
-        readings: how many.
-        median_ms, worst_ms: start to end of one.
-        cpu_ms: processor time of all.
-    """
-
-    readings: int
-    median_ms: float
-    worst_ms: float
-    cpu_ms: float
 
 
 class Telemetry:
@@ -178,7 +161,12 @@ class Telemetry:
     def cost(self) -> TelemetryCost:
         """What the readings so far took."""
         took = tuple(self._took_ms) or (0.0,)
-        return TelemetryCost(len(self._took_ms), statistics.median(took), max(took), self._cpu_ms)
+        return TelemetryCost(
+            readings=len(self._took_ms),
+            median_ms=statistics.median(took),
+            worst_ms=max(took),
+            cpu_ms=self._cpu_ms,
+        )
 
     def throttle_events(self) -> dict[str, int]:
         """Times that the hardware throttled since the beginning of the block, until now or its end, by counter."""
@@ -202,6 +190,7 @@ class Telemetry:
             engine_report={} if report is None else describe_report(report),
             throttle_events=self.throttle_events(),
             telemetry=self.sources,
+            telemetry_cost=self.cost,
         )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edge_sdk.bench.document import SUBJECT, BenchDocument, Row
+from edge_sdk.bench.document import SUBJECT, BenchDocument, Machine, Row
 from edge_sdk.bench.figures import Estimate, Figures, Memory, Span
 from edge_sdk.evaluate.table import milliseconds
 from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ScheduleSettings
@@ -154,10 +154,21 @@ def conditions(document: BenchDocument, figures: Figures) -> list[tuple[str, str
         ("threads", str(known.threads or "chosen by the libraries")),
         ("backend", recipe.backend + "".join(f"; {k}: {v}" for k, v in machine.engine_report.items())),
         ("software", f"edge_sdk {known.sdk_version}{commit}, Python {known.python}, {packages}"),
-        ("telemetry", ", ".join(machine.telemetry) or "none"),
+        ("telemetry", _telemetry(machine)),
         ("yardstick", _yardstick(figures)),
         ("time taken by others", _stolen(figures)),
     ]
+
+
+def _telemetry(machine: Machine) -> str:
+    """Where readings came from, and how far they were out of the way."""
+    told, cost = ", ".join(machine.telemetry) or "none", machine.telemetry_cost
+    if cost is None or not cost.readings:
+        return told
+    return (
+        f"{told}; {cost.readings} readings of {milliseconds(cost.median_ms)} ms, at most "
+        f"{milliseconds(cost.worst_ms)} ms; {milliseconds(cost.cpu_ms / cost.readings)} ms of processor time each"
+    )
 
 
 def _yardstick(figures: Figures) -> str:

@@ -9,7 +9,7 @@ import pytest
 from edge_sdk.bench import report, statistics
 from edge_sdk.bench.choice import Choice
 from edge_sdk.bench.compare import compare
-from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, SUBJECT, BenchDocument
+from edge_sdk.bench.document import JSON_NAME, REPORT_NAME, SUBJECT, BenchDocument, TelemetryCost
 from edge_sdk.bench.figures import Estimate, Memory
 from edge_sdk.bench.sheets import Sheet
 from edge_sdk.bench.statistics import compute
@@ -84,6 +84,14 @@ def test_figures_of_the_document_are_in_the_tables(document, html):
     assert f"{worst.seq}, round {worst.round}" in text
     for _, value in conditions(document, figures):
         assert value in text.replace("&#39;", "'")
+
+
+def test_what_the_readings_took_is_told(document):
+    cost = TelemetryCost(readings=4, median_ms=2.0, worst_ms=12.0, cpu_ms=6.0)
+    machine = document.machine.model_copy(update={"telemetry_cost": cost})
+    told = dict(conditions(document.model_copy(update={"machine": machine}), document.figures))["telemetry"]
+    assert told == "sysfs; 4 readings of 2.00 ms, at most 12.0 ms; 1.50 ms of processor time each"
+    assert dict(conditions(document, document.figures))["telemetry"] == "sysfs"  # of an older document
 
 
 def test_gain_is_against_every_baseline(document):

@@ -214,6 +214,7 @@ def test_a_slow_reading_is_told_once_and_the_cost_is_known(tmp_path, monkeypatch
     cost = telemetry.cost
     assert (cost.readings, cost.median_ms, cost.worst_ms) == (3, pytest.approx(300), pytest.approx(400))
     assert cost.cpu_ms > 0
+    assert telemetry.machine().telemetry_cost == cost
 
 
 def test_the_gpus_figures_stand_beside_the_machines(tmp_path):
