@@ -162,7 +162,7 @@ def conditions(document: BenchDocument, figures: Figures) -> list[tuple[str, str
 
 def _telemetry(machine: Machine) -> str:
     """Where readings came from, and how far they were out of the way."""
-    told, cost = ", ".join(machine.telemetry) or "none", machine.telemetry_cost
+    told, cost = ", ".join(machine.telemetry) or "no sensors", machine.telemetry_cost
     if cost is None or not cost.readings:
         return told
     return (
