@@ -77,6 +77,10 @@ class RecordingBackend:
         """Load a step graph; arguments and errors are the wrapped backend's."""
         return _Engine(self._inner.load(path, options, built), self, self._steps[path])
 
+    def reload(self, path: Path, options: EngineOptions, content: bytes) -> Engine:
+        """Load a step with new weights; arguments and errors are the wrapped backend's."""
+        return _Engine(self._inner.reload(path, options, content), self, self._steps[path])
+
     def open_lane(self) -> Lane:
         """A lane of the wrapped backend."""
         return self._inner.open_lane()
@@ -120,7 +124,10 @@ class _Contents:
 class _Engine:
     def __init__(self, inner: Engine, backend: RecordingBackend, step: StepName) -> None:
         self._inner, self._backend, self._step = inner, backend, step
-        self.inputs, self.outputs = inner.inputs, inner.outputs
+        self.inputs, self.outputs, self.refittable = inner.inputs, inner.outputs, inner.refittable
+
+    def refitted(self, weights: Mapping[str, np.ndarray]) -> Engine:
+        return _Engine(self._inner.refitted(weights), self._backend, self._step)
 
     def allocate(self, spec: TensorSpec, *, host: bool = True) -> Buffer:
         # What is recorded must be readable, state included.

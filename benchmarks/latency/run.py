@@ -79,7 +79,10 @@ class SlowEngine:
 
     def __init__(self, engine: Engine, factor: float) -> None:
         self._engine, self._factor = engine, factor
-        self.inputs, self.outputs = engine.inputs, engine.outputs
+        self.inputs, self.outputs, self.refittable = engine.inputs, engine.outputs, engine.refittable
+
+    def refitted(self, weights: Mapping[str, Any]) -> Any:
+        return SlowEngine(self._engine.refitted(weights), self._factor)
 
     def allocate(self, spec: TensorSpec, *, host: bool = True) -> Buffer:
         return self._engine.allocate(spec, host=host)

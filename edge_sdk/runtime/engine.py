@@ -194,9 +194,7 @@ class Backend(Protocol):
         """What was chosen on this machine, from the first engine on; None where there is nothing to choose."""
         ...
 
-    def load(
-        self, path: Path, options: EngineOptions, built: bytes | None = None, *, graph: bytes | None = None
-    ) -> Engine:
+    def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> Engine:
         """Load a graph, or an engine that was built for this machine.
 
         Args:
@@ -204,11 +202,23 @@ class Backend(Protocol):
             options: how it is loaded.
             built: the engine's content where it has been checked already, see :func:`edge_sdk.identity.open_engine`;
                 None for a graph.
-            graph: the graph's content in place of that of ``path``, as with new weights; not with ``built``.
 
         Raises:
             DependencyError: the runtime is not installed on this machine.
             EngineError: the runtime refuses the graph.
+        """
+        ...
+
+    def reload(self, path: Path, options: EngineOptions, content: bytes) -> Engine:
+        """Load a step with new weights, as a trainer made it for this backend; any thread may do so.
+
+        Args:
+            path: the step's file in the bundle, for messages.
+            options: how it is loaded.
+            content: a graph, or, where the backend only runs what was built for the machine, such an engine.
+
+        Raises:
+            EngineError: the runtime refuses it.
         """
         ...
 
@@ -270,3 +280,24 @@ def check_buffers(engine: Engine, buffers: Mapping[str, Buffer]) -> None:
             )
     if unknown := sorted(set(buffers) - set(specs)):
         raise EngineError(f"bind: the graph has no '{unknown[0]}', only {', '.join(sorted(specs))}.")
+
+
+def check_weights(engine: Engine, weights: Mapping[str, np.ndarray]) -> None:
+    """Check that ``weights`` has every open place of ``engine`` and nothing else; for backends.
+
+    Raises:
+        EngineError: a name is missing or unknown.
+        ShapeError: an array has another shape or dtype.
+    """
+    specs = {spec.name: spec for spec in engine.refittable}
+    for name in sorted(set(specs) ^ set(weights)):
+        what = "is missing" if name in specs else "is no weight that the engine leaves open"
+        raise EngineError(
+            f"refit: '{name}' {what}.", hint="Export the bundle with the layers to be exchanged under 'open'."
+        )
+    for name, spec in specs.items():
+        given = weights[name]
+        if (given.shape, str(given.dtype)) != (spec.shape, spec.dtype):
+            raise ShapeError(
+                f"refit: '{name}' expects {spec.shape} {spec.dtype}, got {given.shape} {given.dtype}."
+            )

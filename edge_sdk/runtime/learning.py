@@ -24,6 +24,7 @@ class NewEngines:
         deltas: one binding a bank and slot.
         bank: the bank that the new keyframe step has written from the last keyframe's frame; None without state.
         keyframe_seq: that frame's number.
+        epoch: which of the runner's streams, counted by resets, that frame was of.
         engines: what is bound, for whoever closes it.
     """
 
@@ -31,6 +32,7 @@ class NewEngines:
     deltas: tuple[tuple[BoundStep, ...], ...]
     bank: int | None
     keyframe_seq: int
+    epoch: int
     engines: tuple[Engine, ...]
 
 

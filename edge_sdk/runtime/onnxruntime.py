@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from edge_sdk.errors import ClosedError, EngineError
 from edge_sdk.files import require_file
 from edge_sdk.optional import require
-from edge_sdk.runtime.engine import Buffer, EngineOptions, Lane, aligned_array, check_buffers
+from edge_sdk.runtime.engine import Buffer, EngineOptions, Lane, aligned_array, check_buffers, check_weights
 from edge_sdk.tensors import TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"} | {
@@ -60,12 +60,23 @@ class OrtBackend:
             EngineError: ONNX Runtime refuses the graph, or it has an axis of no fixed length.
         """
         file = require_file(path, "graph")
+        return self._open(file, options, str(file) if built is None else built, optimise=built is None)
+
+    def reload(self, path: Path, options: EngineOptions, content: bytes) -> OrtEngine:
+        """Load the graph ``content``, the step at ``path`` with new weights.
+
+        Raises:
+            DependencyError: onnxruntime is not installed.
+            EngineError: ONNX Runtime refuses the graph.
+        """
+        return self._open(path, options, content, optimise=True)
+
+    def _open(self, file: Path, options: EngineOptions, model: str | bytes, *, optimise: bool) -> OrtEngine:
         ort = require("onnxruntime", "running a bundle")
-        settings = session_settings(ort, optimise=built is None)
+        settings = session_settings(ort, optimise=optimise)
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         try:
-            model = str(file) if built is None else built
             session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime's exceptions have no common base below Exception.
         except Exception as error:
@@ -81,13 +92,38 @@ class OrtBackend:
 
 
 class OrtEngine:
-    """One graph in an ONNX Runtime session; made by :class:`OrtBackend`."""
+    """One graph in an ONNX Runtime session; made by :class:`OrtBackend`.
 
-    def __init__(self, session: Any, path: Path) -> None:
+    Args:
+        session: of the graph; several engines may share it.
+        path: the graph's file, for messages.
+        weights: what is read in place of the open initialisers; None for the graph's own.
+    """
+
+    def __init__(self, session: Any, path: Path, weights: Mapping[str, OrtBuffer] | None = None) -> None:
         self._session = session
+        self._weights = dict(weights or {})
         self.path = path
+        # The names of initialisers that are listed among the graph's inputs too: their values are defaults.
+        self.refittable = tuple(_spec(node, path) for node in session.get_overridable_initializers())
         self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
+
+    def refitted(self, weights: Mapping[str, np.ndarray]) -> OrtEngine:
+        """An engine that shares the session and reads other weights in the open places; they are copied.
+
+        Raises:
+            ClosedError: the engine is closed.
+            EngineError: a name is missing or unknown.
+            ShapeError: an array has another shape or dtype.
+        """
+        if self._session is None:
+            raise ClosedError(f"engine {self.path}: it is closed.")
+        check_weights(self, weights)
+        copies = {spec.name: self.allocate(spec) for spec in self.refittable}
+        for name, buffer in copies.items():
+            np.copyto(buffer.host, weights[name])
+        return OrtEngine(self._session, self.path, copies)
 
     def allocate(self, spec: TensorSpec, *, host: bool = True) -> OrtBuffer:
         """A zeroed buffer; device and host are the same memory here, so ``host`` makes no difference."""
@@ -109,9 +145,11 @@ class OrtEngine:
             binding.bind_input(spec.name, *_memory(buffers[spec.name]))
         for spec in self.outputs:
             binding.bind_output(spec.name, *_memory(buffers[spec.name]))
+        for name, buffer in self._weights.items():
+            binding.bind_input(name, *_memory(buffer))
         if lane is not None and not isinstance(lane, ThreadLane):
             raise EngineError(f"bind: expected a lane of this backend, got {type(lane).__name__}.")
-        return OrtStep(self._session, binding, buffers, lane)
+        return OrtStep(self._session, binding, [*buffers.values(), *self._weights.values()], lane)
 
     def close(self) -> None:
         """Let go of the session; it is freed when the last step bound to it is gone."""
@@ -155,11 +193,11 @@ class OrtStep:
     __slots__ = ("_binding", "_buffers", "_lane", "_pending", "_run")
 
     def __init__(
-        self, session: Any, binding: Any, buffers: Mapping[str, Buffer], lane: ThreadLane | None = None
+        self, session: Any, binding: Any, buffers: Sequence[Buffer], lane: ThreadLane | None = None
     ) -> None:
         self._run = session.run_with_iobinding
         self._binding = binding
-        self._buffers = dict(buffers)  # the binding holds bare addresses: their memory must live as long
+        self._buffers = buffers  # the binding holds bare addresses: their memory must live as long
         self._lane = lane
         self._pending: Future[None] | None = None
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
+from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.files import write_text
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.schedule import ScheduleSettings
@@ -27,6 +28,7 @@ class RunRecipe(Settings):
         background: keyframes beside the frames; None runs them in turn.
         threads: CPU threads of one step; None for the backend's own choice.
         trust: accept only bundles that this policy accepts; None asks for no signature.
+        adapt: let the student learn while it runs; None learns nothing.
     """
 
     bundle: Path
@@ -37,6 +39,7 @@ class RunRecipe(Settings):
     background: BackgroundKeyframes | None = None
     threads: int | None = Field(default=None, ge=1, strict=True)
     trust: Trust | None = None
+    adapt: AdaptSettings | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> RunRecipe:

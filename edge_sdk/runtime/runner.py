@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError, ClosedError, RecipeError
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend, EngineOptions, backend_named
-from edge_sdk.runtime.opening import Opening, StartTimes, checked_schedule
+from edge_sdk.runtime.opening import Learn, Opening, StartTimes, check_learning, checked_schedule
 from edge_sdk.runtime.recipe import RunRecipe
 from edge_sdk.runtime.result import BareTime, Result, StepKind
-from edge_sdk.runtime.schedule import ScheduleSettings
+from edge_sdk.runtime.schedule import EverySchedule, ScheduleSettings
 from edge_sdk.runtime.stream import Stream
 from edge_sdk.runtime.worker import Worker, WorkerCounts
 from edge_sdk.settings import parse_settings
@@ -26,6 +27,8 @@ from edge_sdk.update.device import open_to_run
 from edge_sdk.video.frame import Frame
 
 if TYPE_CHECKING:
+    from edge_sdk.adapt.adaptation import Adaptation
+    from edge_sdk.adapt.journal import Event
     from edge_sdk.runtime.cuda.device import CudaReport
 
 T = TypeVar("T")
@@ -58,6 +61,9 @@ class EdgeRunner:
         threaded: run on a thread of the runner's own; None where the backend needs one.
         on_result: with ``threaded``, called on that thread with each answer to a submitted frame.
         trust: accept only bundles that this policy accepts; None asks for no signature.
+        adapt: let the student learn from the teacher's keyframes while it runs, in a process beside this one; it
+            decides about keyframes too. None learns nothing.
+        on_adapt: called with every event of the learner's log, from a thread of the learner's; it must be quick.
 
     Raises:
         SignatureError: ``trust`` does not accept the bundle.
@@ -78,6 +84,8 @@ class EdgeRunner:
         threaded: bool | None = None,
         on_result: Callable[[Result], None] | None = None,
         trust: Trust | None = None,
+        adapt: AdaptSettings | None = None,
+        on_adapt: Callable[[Event], None] | None = None,
     ) -> None:
         self._options = parse_settings({"threads": threads}, EngineOptions, "EdgeRunner")
         self._backend = backend_named(backend) if isinstance(backend, str) else backend
@@ -85,7 +93,14 @@ class EdgeRunner:
         self.bundle = open_to_run(bundle, trust)
         self._check_ms = 0.0 if self.bundle is bundle else (time.perf_counter() - began_s) * 1e3
         self.engine = self.bundle.engine_for(self._backend.name, engine)
+        if adapt is not None:
+            check_learning(self.bundle, self._backend.name, self.engine, schedule, background, adapt)
+            # Deltas are used whatever the bundle's own schedule says; the learner decides when.
+            schedule = EverySchedule(interval=adapt.stride.minimum + 1)
+        elif on_adapt is not None:
+            raise RecipeError("on_adapt: nothing is learned, give adapt=AdaptSettings() too.")
         self.schedule = checked_schedule(self.bundle, schedule)
+        self._adapt, self._on_adapt = adapt, on_adapt
         self.background = background
         if background is not None and not self.schedule.uses_delta:
             raise BundleError(
@@ -131,6 +146,7 @@ class EdgeRunner:
             BundleError: a graph has other inputs or outputs than the manifest says.
         """
         if self._opening is None:
+            adapt = self._adapt
             if self._threaded:
                 told = self._on_result
                 self._worker = Worker(
@@ -146,6 +162,7 @@ class EdgeRunner:
                         self.engine,
                         [self.schedule],
                         self.background,
+                        None if adapt is None else Learn(adapt, self._on_adapt),
                     )
                 )
             except BaseException:
@@ -298,6 +315,23 @@ class EdgeRunner:
     def device_report(self) -> CudaReport | None:
         """What the backend chose on this machine, such as the kind of memory; None on a CPU or before it is opened."""
         return self._backend.report
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """The learner: its status, and what it has learned as a bundle.
+
+        Raises:
+            ClosedError: the runner is not open.
+            RecipeError: nothing is learned.
+        """
+        self._opened()
+        learning = None if self._opening is None else self._opening.learning
+        if learning is None:
+            raise RecipeError(
+                "adaptation: nothing is learned.",
+                hint="Make the runner with EdgeRunner(..., adapt=AdaptSettings()).",
+            )
+        return learning
 
     @property
     def state_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,17 +11,20 @@ import numpy as np
 from edge_sdk.bundle import FRAME, Bundle, state_output
 from edge_sdk.errors import BundleError, FrameOrderError, RecipeError, ShapeError
 from edge_sdk.runtime.background import BackgroundKeyframe
-from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, Lane
+from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, Engine, Lane
+from edge_sdk.runtime.learning import Learning, NewEngines
 from edge_sdk.runtime.result import BareTime, Result, StageTimes, StepKind
 from edge_sdk.runtime.schedule import Schedule
 from edge_sdk.runtime.state import StreamState
 from edge_sdk.runtime.steps import StepEngines
 from edge_sdk.tasks import Prediction
-from edge_sdk.video.frame import Frame
+from edge_sdk.video.frame import Frame, Truth
 
 # ONNX Runtime plans its memory in the first run and uses the plan from the second on.
 _WARM_UP_RUNS = 2
 _MS_PER_NS = 1e-6
+# What a teacher's answer is learned from: that of a segmentation.
+MASK = "mask"
 
 
 class Stream:
@@ -31,6 +35,7 @@ class Stream:
         engines: run the steps; they stay the caller's and other streams may use them too.
         schedule: a fresh one, this stream's own.
         lane: where keyframes run beside the frames; None runs them in turn with the deltas.
+        learning: is shown the keyframes' answers and brings engines with new weights; None where nothing is learned.
 
     Attributes:
         state: what the next delta step reads.
@@ -39,11 +44,16 @@ class Stream:
             first and second run of each, in milliseconds.
 
     Raises:
-        BundleError: keyframes are to run beside deltas that rewrite the state.
+        BundleError: keyframes are to run beside deltas that rewrite the state, or something learns that rewrites it.
     """
 
     def __init__(
-        self, bundle: Bundle, engines: StepEngines, schedule: Schedule, lane: Lane | None = None
+        self,
+        bundle: Bundle,
+        engines: StepEngines,
+        schedule: Schedule,
+        lane: Lane | None = None,
+        learning: Learning | None = None,
     ) -> None:
         began_ns = time.perf_counter_ns()
         pair, allocate = engines.pair, engines.keyframe.allocate
@@ -55,10 +65,17 @@ class Stream:
                 "later would undo what the deltas have added to it.",
                 hint="Run this pair without background keyframes.",
             )
-        # With keyframes beside the frames there are two banks: deltas read one while the keyframe writes the other.
+        if learning is not None and rewritten:
+            raise BundleError(
+                f"adapt: the delta step rewrites the state '{rewritten[0]}', which new weights could not take over.",
+                hint="Export a student that reads its state only.",
+            )
+        # With keyframes beside the frames there are two banks: deltas read one while the keyframe writes the other. New
+        # weights come with a state of their own in the same way.
+        two = lane is not None or (learning is not None and bool(pair.state))
         self._banks = tuple(
             StreamState(pair.state, rewritten, lambda spec: allocate(spec, host=False))
-            for _ in range(1 if lane is None else 2)
+            for _ in range(2 if two else 1)
         )
         frame = allocate(bundle.manifest.frame)
         specs = {spec.name: spec for spec in pair.steps.keyframe.outputs}
@@ -66,39 +83,76 @@ class Stream:
         beside: tuple[BoundStep, ...] = ()
         self._background: BackgroundKeyframe | None = None
         if lane is not None:
-            beside, beside_frame = self._bind_background(bundle, engines, lane)
+            beside, beside_frame, beside_answers = self._bind_background(bundle, engines, lane)
             self._background = BackgroundKeyframe(beside, beside_frame)
-        self._bind(engines, {FRAME: frame, **outputs})
+            self._beside = beside_frame.host, {name: b.host for name, b in beside_answers.items()}
+        self._shared: dict[str, Buffer] = {FRAME: frame, **outputs}
+        self._bind(engines)
         self.bind_ms = (time.perf_counter_ns() - began_ns) * _MS_PER_NS
 
         self._task = bundle.task
-        self._schedule = schedule
+        self._schedule, self._learning = schedule, learning
+        self._epoch = 0
+        self._standby = threading.Lock()  # who holds it writes the bank that is not in use
         self._frame = frame.host
         self._shape, self._dtype = self._frame.shape, self._frame.dtype
-        self._outputs = {name: _read_only(buffer.host) for name, buffer in outputs.items()}
+        self._answers = {name: buffer.host for name, buffer in outputs.items()}
+        self._outputs = {name: _read_only(answer) for name, answer in self._answers.items()}
         deltas = tuple(step for bank in self._deltas for step in bank)
         self.first_ms, self.second_ms = _warmed_up(
             {"background keyframe": beside, "keyframe": self._keyframes, "delta": deltas}
         )
         self.reset()
 
-    def _bind(self, engines: StepEngines, shared: dict[str, Buffer]) -> None:
+    def _bind(self, engines: StepEngines) -> None:
         """Both steps read one frame buffer and write one set of outputs; one delta binding a slot of each bank."""
-        self._keyframes: tuple[BoundStep, ...] = tuple(
-            engines.keyframe.bind(shared | bank.keyframe_buffers()) for bank in self._banks
-        )
+        self._keyframes = self._bound_keyframes(engines.keyframe)
         delta = engines.delta
-        self._deltas: tuple[tuple[BoundStep, ...], ...] = tuple(
-            tuple(delta.bind(shared | bank.delta_buffers(slot)) for slot in bank.slots)
-            if delta is not None
-            else ()
+        self._deltas = tuple(() for _ in self._banks) if delta is None else self._bound_deltas(delta)
+
+    def _bound_keyframes(self, engine: Engine) -> tuple[BoundStep, ...]:
+        return tuple(engine.bind(self._shared | bank.keyframe_buffers()) for bank in self._banks)
+
+    def _bound_deltas(self, engine: Engine) -> tuple[tuple[BoundStep, ...], ...]:
+        return tuple(
+            tuple(engine.bind(self._shared | bank.delta_buffers(slot)) for slot in bank.slots)
             for bank in self._banks
         )
 
+    def bind_new(self, keyframe: Engine | None, delta: Engine, seq: int, image: np.ndarray) -> NewEngines:
+        """Bind engines with new weights to this stream's buffers, beside the frames; a backend's thread may do so.
+
+        Where there is a state, it depends on the weights too: the new keyframe step makes it anew from the last
+        keyframe's frame, in the bank that is not in use.
+
+        Args:
+            keyframe: None where the keyframe step has none of the new weights.
+            delta: has run before, on buffers of its own: the first run of an engine is slow.
+            seq, image: the last keyframe's frame, (H, W, 3) uint8 BGR.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+        deltas = self._bound_deltas(delta)
+        engines = (delta,) if keyframe is None else (keyframe, delta)
+        if keyframe is None:
+            return NewEngines(None, deltas, None, seq, self._epoch, engines)
+        keyframes = self._bound_keyframes(keyframe)
+        bank = None
+        with self._standby:
+            epoch = self._epoch
+            if len(self._banks) > 1:
+                bank = 1 - self._bank
+                frame = keyframe.allocate(self._shared[FRAME].spec)
+                np.copyto(frame.host, image)
+                answers = {name: keyframe.allocate(self._shared[name].spec) for name in self._answers}
+                keyframe.bind({FRAME: frame, **answers, **self._banks[bank].keyframe_buffers()}).run()
+        return NewEngines(keyframes, deltas, bank, seq, epoch, engines)
+
     def _bind_background(
         self, bundle: Bundle, engines: StepEngines, lane: Lane
-    ) -> tuple[tuple[BoundStep, ...], Buffer]:
-        """The keyframe step on its own lane, one binding a bank, and the frame buffer that they read."""
+    ) -> tuple[tuple[BoundStep, ...], Buffer, dict[str, Buffer]]:
+        """The keyframe step on its own lane, one binding a bank, with the frame that they read and their answers."""
         engine = engines.background or engines.keyframe
         frame = engine.allocate(bundle.manifest.frame)
         answers = {
@@ -109,7 +163,7 @@ class Stream:
         steps = tuple(
             engine.bind({FRAME: frame, **answers, **bank.keyframe_buffers()}, lane) for bank in self._banks
         )
-        return steps, frame
+        return steps, frame, answers
 
     @property
     def state_bytes(self) -> int:
@@ -125,10 +179,15 @@ class Stream:
         """Be as a fresh stream: no state, no frame seen, the schedule at its start."""
         if self._background is not None:
             self._background.forget()
-        for bank in self._banks:
-            bank.reset()
-        self._bank, self.state = 0, self._banks[0]
+        with self._standby:
+            self._epoch += 1
+            for bank in self._banks:
+                bank.reset()
+            self._bank, self.state = 0, self._banks[0]
         self._schedule.reset()
+        if self._learning is not None:
+            self._learning.reset()
+        self._keyframe_seq = -1
         self._prediction: Prediction | None = None
         self._last_seq = -1
         self._requested = False
@@ -161,7 +220,7 @@ class Stream:
         else:
             np.copyto(self._frame, image)
             copied_ns = time.perf_counter_ns()
-            device = self._run(kind)
+            device = self._answer(kind, seq, frame.truth if isinstance(frame, Frame) else None)
             stepped_ns = time.perf_counter_ns()
             prediction = self._prediction = self._task.decode(self._outputs)
             ended_ns = time.perf_counter_ns()
@@ -181,6 +240,43 @@ class Stream:
         times = StageTimes(copy_in_ms, step_ms, copy_out_ms, decode_ms, total_ms, gpu_ms)
         age = self.state.age
         return Result(prediction, kind, seq, captured_s, time.monotonic(), age, times, self._task)
+
+    def _answer(self, kind: StepKind, seq: int, truth: Truth | None) -> DeviceTimes | None:
+        """Run the step, or take a recorded teacher's answer; what is learned from it is the learner's to say."""
+        learning = self._learning
+        if kind is not StepKind.KEYFRAME or learning is None:
+            return self._run(kind)
+        label = learning.label(seq, truth)
+        if label is None:
+            device = self._run(kind)
+        else:
+            device = None
+            np.copyto(self._answers[MASK], label)
+            self.state.keyframe_done()
+        self._keyframe_seq = seq
+        if learning.keyframe(seq, self._frame, self._outputs[MASK]):
+            self._take_weights(learning)
+            step = self._deltas[self._bank][self.state.slot]
+            step.run()
+            device = step.device_times
+        return device
+
+    def _take_weights(self, learning: Learning) -> None:
+        """Go on with engines that have new weights, where there are any."""
+        new = learning.collect()
+        if new is None:
+            return
+        self._deltas = new.deltas
+        if new.keyframes is not None:
+            self._keyframes = new.keyframes
+            state = self.state
+            fresh = (new.epoch, new.keyframe_seq) == (self._epoch, self._keyframe_seq)
+            if new.bank is not None and fresh and state.valid:
+                self._bank, self.state = new.bank, self._banks[new.bank]
+                self.state.taken_over(state.age)
+            elif new.bank is not None:
+                state.reset()  # other weights made it: a keyframe has to follow
+        learning.took(new)
 
     def time_bare(self, kinds: Sequence[StepKind]) -> list[BareTime]:
         """Run the bound steps alone; arguments, result and errors are those of ``EdgeRunner.time_bare``."""
@@ -233,6 +329,8 @@ class Stream:
                 f"frame: its seq is {seq}, as the last frame's; every frame is answered once.",
                 hint="Give each frame a seq of its own, or call reset() before a new stream.",
             )
+        if self._learning is not None:
+            self._take_weights(self._learning)
         broken = not self.state.valid or seq != self._last_seq + 1
         background = self._background
         if background is not None:
@@ -259,6 +357,10 @@ class Stream:
             self._bank, seq = found
             self.state = self._banks[self._bank]
             self.state.taken_over(self._last_seq - seq)
+            if self._learning is not None:
+                image, answers = self._beside
+                self._keyframe_seq = seq
+                self._learning.keyframe(seq, image, answers[MASK])
 
     def _run(self, kind: StepKind) -> DeviceTimes | None:
         state = self.state

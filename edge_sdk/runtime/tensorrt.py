@@ -61,6 +61,10 @@ class TensorRtBackend(CudaBackend):
         with self.device() as device, device:
             return TensorRtEngine(trt, device, path, built)
 
+    def reload(self, path: Path, options: EngineOptions, content: bytes) -> TensorRtEngine:
+        """Deserialise a step with new weights, built for this machine; see :meth:`load`."""
+        return self.load(path, options, content)
+
 
 class TensorRtEngine(CudaEngine):
     """One engine; made by :class:`TensorRtBackend`. The device's context is current.

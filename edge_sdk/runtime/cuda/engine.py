@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from edge_sdk.errors import ClosedError, EngineError
 from edge_sdk.runtime.cuda.closing import close_in_order
 from edge_sdk.runtime.cuda.device import CudaDevice, CudaLane, CudaOptions, CudaReport
 from edge_sdk.runtime.cuda.memory import CudaBuffer, choose, device_only
 from edge_sdk.runtime.cuda.step import CudaStep, Execution
-from edge_sdk.runtime.engine import Buffer, Lane, check_buffers
+from edge_sdk.runtime.engine import Buffer, Engine, EngineOptions, Lane, check_buffers
 from edge_sdk.tensors import TensorSpec
 
 
@@ -50,6 +52,21 @@ class CudaEngine(ABC):
     @abstractmethod
     def release(self) -> None:
         """Release the engine itself; every execution is closed. The device's context is current."""
+
+    @property
+    def refittable(self) -> tuple[TensorSpec, ...]:
+        """Weights that can be exchanged: none, unless a backend's engine knows better."""
+        return ()
+
+    def refitted(self, weights: Mapping[str, np.ndarray]) -> Engine:
+        """Another engine with other weights.
+
+        Raises:
+            EngineError: this engine leaves no weights open.
+        """
+        raise EngineError(
+            f"engine {self.path}: it leaves no weights open.", hint="Give AdaptSettings(swap='engine')."
+        )
 
     def allocate(self, spec: TensorSpec, *, host: bool = True) -> CudaBuffer:
         """A zeroed buffer; it lives until it is closed, or this engine and all steps that use it are.
@@ -156,6 +173,14 @@ class CudaBackend:
         self.options = CudaOptions() if options is None else options
         self.report: CudaReport | None = None
         self._devices: list[CudaDevice] = []
+
+    def reload(self, path: Path, options: EngineOptions, content: bytes) -> Engine:
+        """Load a step with new weights.
+
+        Raises:
+            EngineError: this backend cannot.
+        """
+        raise EngineError(f"engine {path}: this backend takes no new weights while it runs.")
 
     def open_lane(self) -> CudaLane:
         """A stream beside the main one, of lower priority where the device knows priorities.
