@@ -91,8 +91,8 @@ def _idle() -> bool:
 class StrideSchedule:
     """One stream's keyframes, by agreement; a :class:`~edge_sdk.runtime.schedule.Schedule`.
 
-    :meth:`observe` may come from another thread than :meth:`decide`; it should come before ``busy`` is False again, else a
-    decision in between is made by the old stride.
+    :meth:`observe` may come from another thread than :meth:`decide`; it has to come before ``busy`` is False again,
+    else a decision in between is made by the old stride.
 
     Args:
         settings: of the stride.

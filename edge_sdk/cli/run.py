@@ -239,12 +239,11 @@ def _check_output(out: str | None, results: Path | None, inputs: Inputs) -> None
 
 def _inputs(bundle: Path, source: str, schedule: Path | None, recipe: Path | None) -> Inputs:
     """Resolved places of what is read; a camera or a synthetic scene has none."""
-    from edge_sdk.video.uri import parse_source_uri
+    from edge_sdk.video.uri import recorded_paths
 
-    parsed = parse_source_uri(source)
     places = {"bundle": bundle, "schedule": schedule, "recipe": recipe}
-    if parsed.scheme == "path":
-        places["source"] = Path(parsed.target)
+    for number, path in enumerate(recorded_paths(source), 1):
+        places["source" if number == 1 else f"source {number}"] = path
     return {name: place.resolve() for name, place in places.items() if place is not None}
 
 

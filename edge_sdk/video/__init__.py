@@ -6,6 +6,7 @@ from edge_sdk.video.base import Selection, VideoSource
 from edge_sdk.video.file import VideoFile
 from edge_sdk.video.folder import FrameFolder
 from edge_sdk.video.frame import Frame, Truth
+from edge_sdk.video.joined import JoinedSource
 from edge_sdk.video.live import LiveSource
 from edge_sdk.video.several import SeveralSources, open_sources
 from edge_sdk.video.signals import Stopped, exit_on_signals
@@ -28,6 +29,7 @@ __all__ = [
     "SYNTHETIC_PALETTE",
     "Frame",
     "FrameFolder",
+    "JoinedSource",
     "LiveSettings",
     "LiveSource",
     "NullSink",

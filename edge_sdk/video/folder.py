@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,10 @@ import numpy as np
 from edge_sdk.errors import MissingFileError, VideoError
 from edge_sdk.video.base import Selection, SourceBase
 from edge_sdk.video.frame import Frame, Truth
+from edge_sdk.video.labels import decode_image, label_table, read_label, size_text
 from edge_sdk.video.native import opencv, require_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
-# A JPEG marker: in coded data a plain 0xFF is followed by 0x00, and restart markers are part of it.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
@@ -36,12 +34,14 @@ class FrameFolder(SourceBase):
     Args:
         path: the folder.
         fps: frames a second; images carry no rate.
-        labels: read ``labels/`` where there is one.
+        labels: read ``labels/`` where there is one; a mapping, such as ``{255: 1}``, also says which class ids the
+            values in it stand for, and then there has to be one. Values that are not named stay as they are.
         selection: which frames to deliver.
         uri: how messages name the source; the path by default.
 
     Raises:
         MissingFileError: no such folder, or a frame without a label.
+        RecipeError: ``labels`` maps what is no byte.
         VideoError: no images, two with one stem, or the first cannot be decoded. While iterating: a file
             that cannot be decoded, is truncated or of another size, or a label that is not (H, W) uint8.
     """
@@ -51,7 +51,7 @@ class FrameFolder(SourceBase):
         path: str | Path,
         *,
         fps: float = 30.0,
-        labels: bool = True,
+        labels: bool | Mapping[int, int] = True,
         selection: Selection | None = None,
         uri: str | None = None,
     ) -> None:
@@ -59,13 +59,15 @@ class FrameFolder(SourceBase):
         root = Path(path)
         if not root.is_dir():
             raise MissingFileError(f"source: expected a folder of images at {root}, found none.")
-        self._cv2 = opencv("reading images")
+        self._colour = opencv("reading images").IMREAD_COLOR
         self._selection = selection or Selection()
         folder = root / "images" if (root / "images").is_dir() else root
-        self._images = _images_in(folder)
+        self._images = images_in(folder)
         self._labels: list[Path] | None = None
-        if labels and folder != root and (root / "labels").is_dir():
-            self._labels = _labels_for(self._images, root / "labels")
+        mapped = isinstance(labels, Mapping)
+        self._table = label_table(labels) if isinstance(labels, Mapping) else None
+        if mapped or (labels and folder != root and (root / "labels").is_dir()):
+            self._labels = _labels_for(self._images, _label_folder(root))
         self._selection.require_any(len(self._images), self.uri)
         self._image_fps = fps
         self.fps = fps / self._selection.stride
@@ -78,8 +80,8 @@ class FrameFolder(SourceBase):
             image = self._read_image(path)
             if image.shape[:2] != self.size_hw:
                 raise VideoError(
-                    f"{path}: {_size(image.shape)}, but the first frame {self._images[0].name} is "
-                    f"{_size(self.size_hw)}.",
+                    f"{path}: {size_text(image.shape)}, but the first frame {self._images[0].name} is "
+                    f"{size_text(self.size_hw)}.",
                     hint="All frames of a folder must have one size: resize them or sort them into folders.",
                 )
             truth = Truth(mask=self._read_label(self._labels[index])) if self._labels is not None else None
@@ -87,41 +89,22 @@ class FrameFolder(SourceBase):
             self._require_open()
 
     def _read_image(self, path: Path) -> np.ndarray:
-        image = self._decode(path, self._cv2.IMREAD_COLOR)
+        image = decode_image(path, self._colour)
         require_image(image, str(path))
         return np.ascontiguousarray(image)
 
     def _read_label(self, path: Path) -> np.ndarray:
-        label = self._decode(path, self._cv2.IMREAD_UNCHANGED)
-        if label.ndim != 2 or label.dtype != np.uint8:
-            raise VideoError(
-                f"{path}: expected a label of one byte a pixel, got {label.shape} {label.dtype}.",
-                hint="Save class ids as an 8-bit greyscale PNG, not as colours or a palette, "
-                "or read without labels: ?labels=0.",
-            )
-        if label.shape != self.size_hw:
-            raise VideoError(
-                f"{path}: the label is {_size(label.shape)}, its frame {_size(self.size_hw)}.",
-                hint="Resize labels with nearest-neighbour interpolation, or read without them: ?labels=0.",
-            )
-        return label
-
-    def _decode(self, path: Path, flags: int) -> np.ndarray:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise VideoError(f"{path}: cannot be read ({error.strerror}).", hint="Check the file.") from error
-        # Older OpenCV decodes what is there of a truncated file and leaves the rest grey, without an error.
-        image = self._cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and _is_whole(data) else None
-        if image is None:
-            raise VideoError(
-                f"{path}: cannot be decoded, truncated or not an image ({len(data)} bytes).",
-                hint="Copy the file again or remove it.",
-            )
-        return image
+        return read_label(
+            path, self.size_hw, self._table, hint=", or read the frames without labels: ?labels=0"
+        )
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder in natural order of their names.
+
+    Raises:
+        VideoError: there are none.
+    """
     images = sorted(
         (p for p in folder.iterdir() if _is_image(p)),
         key=natural_key,
@@ -136,6 +119,15 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _label_folder(root: Path) -> Path:
+    if not ((root / "images").is_dir() and (root / "labels").is_dir()):
+        raise MissingFileError(
+            f"{root}: expected images/ and labels/ in it, since values of labels are mapped.",
+            hint="Leave out the mapping, or name a folder with labels.",
+        )
+    return root / "labels"
 
 
 def _labels_for(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -157,24 +149,3 @@ def _labels_for(images: Sequence[Path], folder: Path) -> list[Path]:
             hint="Rename or remove one of them.",
         )
     return [labels[stem] for stem in stems]
-
-
-def _is_whole(data: bytes) -> bool:
-    """Whether a JPEG or PNG runs to its end mark; other formats are left to their decoders."""
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" in data[-4096:]
-    if not data.startswith(b"\xff\xd8"):
-        return True
-    position = 2
-    while marker := _JPEG_MARKER.search(data, position):
-        code = data[marker.start() + 1]
-        position = marker.end()
-        if code == 0xD9:
-            return True
-        length = int.from_bytes(data[position : position + 2], "big")
-        position += max(length, 2)
-    return False
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[0]} x {shape[1]}"

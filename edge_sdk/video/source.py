@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from edge_sdk.errors import MissingFileError, RecipeError
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.video.base import MAX_FPS, Selection, VideoSource
-from edge_sdk.video.uri import SourceUri, parse_source_uri
+from edge_sdk.video.labels import parse_labels
+from edge_sdk.video.uri import SourceUri, parse_source_uri, parts_of
 from edge_sdk.video.watchdog import OnEvent
 
 
-class FileQuery(Settings):
+class JoinedQuery(Settings):
+    """Options of the whole: how often it is played."""
+
+    loop: int = Field(default=1, ge=1)
+
+
+class FileQuery(JoinedQuery):
     """Query of a video file: its rate where the container has none or a wrong one, and how many of the
     frames that the container announces may be missing at the end."""
 
@@ -22,11 +32,11 @@ class FileQuery(Settings):
     missing: int = Field(default=3, ge=0)
 
 
-class FolderQuery(Settings):
-    """Query of a folder of frames: its rate, and whether its ``labels/`` are read."""
+class FolderQuery(JoinedQuery):
+    """Query of a folder of frames: its rate, and whether its ``labels/`` are read, or what their values stand for."""
 
     fps: float = Field(default=30.0, gt=0, le=MAX_FPS, allow_inf_nan=False)
-    labels: bool = True
+    labels: Annotated[bool | dict[int, int], BeforeValidator(parse_labels)] = True
 
 
 def open_source(
@@ -41,9 +51,13 @@ def open_source(
     returns.
 
     - ``clip.mp4``, ``file:///data/clip.mp4``: a video file. ``?fps=`` overrides the container's rate,
-      ``?missing=N`` allows N of the announced frames to be missing at the end.
+      ``?missing=N`` allows N of the announced frames to be missing at the end, ``?loop=3`` plays it three times.
     - ``frames/``: a folder of images in natural order of name, or one with ``images/`` and maybe ``labels/``.
-      ``?fps=15`` sets the rate, ``?labels=0`` leaves labels unread.
+      ``?fps=15`` sets the rate, ``?labels=0`` leaves labels unread, ``?labels=255:1,128:2`` reads the value 255 as
+      class 1 and 128 as class 2, ``?loop=3`` plays it three times.
+    - ``joined:a.mp4,frames/?fps=25``: recorded sources one after another as one stream whose numbers and times run on;
+      see :class:`~edge_sdk.video.joined.JoinedSource`. Options of all of them follow a ``#``:
+      ``joined:one/,two/#labels=255:1&loop=3``, where ``loop`` plays the whole three times.
     - ``camera:0``: a camera by index; ``v4l2:///dev/video0`` or ``/dev/video0``: by device file.
       ``?width=&height=&fps=&format=MJPG`` ask for a mode, ``&flip=rotate-180`` turns the pictures.
     - ``csi://0``: a CSI camera of a Jetson, with ``?width=&height=&fps=&flip=&sensor_mode=``.
@@ -78,9 +92,43 @@ def open_source(
     selection = Selection(start, limit, stride)
     if parsed.scheme == "synthetic":
         return _synthetic(parsed, selection)
+    if parsed.scheme == "joined":
+        return _joined(parsed, selection)
     if parsed.scheme != "path":
         return _live(parsed, selection, on_event)
     return _path(parsed, selection)
+
+
+def _joined(parsed: SourceUri, selection: Selection) -> VideoSource:
+    from edge_sdk.video.joined import JoinedSource
+
+    uris = parts_of(parsed)
+    given = {key: value for key, value in parsed.query.items() if key == "loop"}
+    query = parse_settings(given, JoinedQuery, f"source {parsed.text}")
+    with ExitStack() as opened:
+        parts = []
+        for uri in uris:
+            part = _synthetic(uri, Selection()) if uri.scheme == "synthetic" else _path(uri, Selection())
+            opened.callback(part.close)
+            parts.append(part)
+        joined = JoinedSource(parts, times=query.loop, selection=selection, uri=parsed.text)
+        opened.pop_all()
+    return joined
+
+
+def _looped(
+    open_it: Callable[[Selection], VideoSource], times: int, selection: Selection, uri: str
+) -> VideoSource:
+    from edge_sdk.video.joined import JoinedSource
+
+    if times == 1:
+        return open_it(selection)
+    source = open_it(Selection())
+    try:
+        return JoinedSource((source,), times=times, selection=selection, uri=uri)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _synthetic(parsed: SourceUri, selection: Selection) -> VideoSource:
@@ -152,11 +200,25 @@ def _path(parsed: SourceUri, selection: Selection) -> VideoSource:
     path = Path(parsed.target)
     if path.is_dir():
         folder = parse_settings(parsed.query, FolderQuery, f"source {parsed.text}")
-        return FrameFolder(path, fps=folder.fps, labels=folder.labels, selection=selection, uri=parsed.text)
+        return _looped(
+            lambda wanted: FrameFolder(
+                path, fps=folder.fps, labels=folder.labels, selection=wanted, uri=parsed.text
+            ),
+            folder.loop,
+            selection,
+            parsed.text,
+        )
     if not path.exists():
         raise MissingFileError(
             f"source: expected a video file or a folder of images at {path}, found none.",
             hint="Check the path; other sources are camera:0 and synthetic:shapes.",
         )
     query = parse_settings(parsed.query, FileQuery, f"source {parsed.text}")
-    return VideoFile(path, fps=query.fps, missing=query.missing, selection=selection, uri=parsed.text)
+    return _looped(
+        lambda wanted: VideoFile(
+            path, fps=query.fps, missing=query.missing, selection=wanted, uri=parsed.text
+        ),
+        query.loop,
+        selection,
+        parsed.text,
+    )

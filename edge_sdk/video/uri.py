@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -13,7 +13,8 @@ from pydantic import Field, PlainSerializer
 from edge_sdk.errors import RecipeError
 
 KINDS = (
-    "a path, file://PATH, camera:INDEX, csi://INDEX, v4l2:///dev/videoN, rtsp://HOST/PATH or synthetic:SCENE"
+    "a path, file://PATH, camera:INDEX, csi://INDEX, v4l2:///dev/videoN, rtsp://HOST/PATH, synthetic:SCENE "
+    "or joined:SOURCE,SOURCE"
 )
 
 # Two letters at least, so that a Windows drive is no scheme.
@@ -26,6 +27,9 @@ _PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://[^:/@]*):(?:[^/]*|(?!\d+/).
 # Cameras also take the password in the path or query of their address.
 _SECRET_VALUE = re.compile(r"((?:pass(?:word|wd)?|pwd|token|secret|key|auth)=)[^&;/?#]+", re.IGNORECASE)
 
+# An address in a list; those that can be joined are never on a network, so it is not shown at all.
+_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)[A-Za-z][A-Za-z0-9+.-]*://", re.IGNORECASE)
+
 # A camera's device file, which users of other tools give as a plain path.
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/[^?]+)(\?|$)")
 
@@ -35,8 +39,11 @@ def without_password(uri: str) -> str:
 
     Every opened source has such a ``uri``. What is not an address on a network is given back as it is.
     """
-    if _scheme_of(uri) in ("", "file") or "://" not in uri:
+    scheme = _scheme_of(uri)
+    if scheme in ("", "file") or "://" not in uri:
         return uri
+    if scheme == "joined":
+        return "joined:***" if _ADDRESS.search(uri, len("joined:")) else uri
     return _SECRET_VALUE.sub(r"\1***", _PASSWORD.sub(r"\1:***@", uri))
 
 
@@ -50,8 +57,9 @@ class SourceUri:
 
     Attributes:
         text: the URI as messages may show it, without a password.
-        scheme: ``path``, ``camera``, ``csi``, ``v4l2``, ``rtsp`` or ``synthetic``.
-        target: what follows the scheme: a path, an index, a scene, or of ``rtsp`` the stream's whole address.
+        scheme: ``path``, ``camera``, ``csi``, ``v4l2``, ``rtsp``, ``synthetic`` or ``joined``.
+        target: what follows the scheme: a path, an index, a scene, of ``rtsp`` the stream's whole address, or of
+            ``joined`` the sources, see :func:`parts_of`.
         query: the options.
     """
 
@@ -64,8 +72,8 @@ class SourceUri:
 def parse_source_uri(uri: str) -> SourceUri:
     """Take ``uri`` apart. An existing path is taken as it stands, even where its name holds ``?`` or ``:``.
 
-    Options follow a ``?``. An RTSP address may have a query of its own, which is the camera's: its options follow a
-    ``#``.
+    Options follow a ``?``. An RTSP address may have a query of its own, which is the camera's, and joined sources have
+    theirs: options of these follow a ``#``.
 
     Raises:
         RecipeError: an empty or malformed URI, or a scheme that no source has.
@@ -81,6 +89,10 @@ def parse_source_uri(uri: str) -> SourceUri:
         return SourceUri(uri, scheme, target.removeprefix("//"), query)
     if scheme in ("rtsp", "rtsps"):
         return _rtsp(uri)
+    if scheme == "joined":
+        shown = without_password(uri)
+        target, query = _split_query(uri.split(":", 1)[1], shown, "#")
+        return SourceUri(shown, "joined", target, query)
     if scheme == "file":
         target, query = _split_query(uri, uri)
         return SourceUri(uri, "path", path_of_file_uri(target), query)
@@ -97,7 +109,40 @@ def parse_source_uri(uri: str) -> SourceUri:
 
 def is_live(uri: str | Path) -> bool:
     """Whether ``uri``, a valid one, names a camera or a network stream."""
-    return parse_source_uri(str(uri)).scheme not in ("path", "synthetic")
+    return parse_source_uri(str(uri)).scheme not in ("path", "synthetic", "joined")
+
+
+def parts_of(joined: SourceUri) -> tuple[SourceUri, ...]:
+    """The sources of a ``joined`` one.
+
+    The options of the whole, but for ``loop``, are those of every source that does not set them itself.
+
+    Raises:
+        RecipeError: an empty or malformed one, or one that is live or joined itself.
+    """
+    common = {key: value for key, value in joined.query.items() if key != "loop"}
+    parts = []
+    for text in joined.target.split(","):
+        if not text.strip():
+            raise RecipeError(
+                f"source {joined.text}: expected joined:SOURCE,SOURCE, got an empty source.",
+                hint="Write a comma of a file's name as %2C, in a file:/// address.",
+            )
+        part = parse_source_uri(text)
+        if part.scheme not in ("path", "synthetic"):
+            raise RecipeError(
+                f"source {joined.text}: expected recorded sources, got one of kind {part.scheme}.",
+                hint="Join files, folders and synthetic: scenes; read cameras with open_sources().",
+            )
+        parts.append(replace(part, query={**common, **part.query}))
+    return tuple(parts)
+
+
+def recorded_paths(uri: str | Path) -> tuple[Path, ...]:
+    """The files and folders that ``uri``, a valid one, is read from; a camera or a scene has none."""
+    parsed = parse_source_uri(str(uri))
+    parts = parts_of(parsed) if parsed.scheme == "joined" else (parsed,)
+    return tuple(Path(part.target) for part in parts if part.scheme == "path")
 
 
 def path_of_file_uri(uri: str) -> str:

@@ -144,7 +144,7 @@ BAD_PATHS = [
     ("clip.avi?fps=nan", RecipeError, r"'fps': .*finite"),
     ("clip.avi?fps", RecipeError, r"expected \?key=value"),
     ("clip.avi?fps=1&fps=2", RecipeError, r"given twice"),
-    ("no frames?labels=perhaps", RecipeError, r"'labels': .*boolean.*got 'perhaps'"),
+    ("no frames?labels=perhaps", RecipeError, r"'labels': expected 0, 1 or VALUE:CLASS.*got 'perhaps'"),
 ]
 
 
@@ -158,7 +158,7 @@ def test_bad_path(videos: Path, name: str, error: type[EdgeSdkError], message: s
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("", "expected a path, file://PATH, camera:INDEX, csi://INDEX, .* or synthetic:SCENE, got ''"),
+        ("", "expected a path, file://PATH, camera:INDEX, csi://INDEX, .* or joined:SOURCE,SOURCE, got ''"),
         ("http://host/stream", "unknown scheme 'http', expected a path"),
         ("camera:front", "expected camera:INDEX such as camera:0, got 'front'"),
         ("camera:-1", "got '-1'"),
