@@ -176,6 +176,10 @@ class Soak:
         counter, propagates = LogCounter(self.account), log.propagate
         log.addHandler(counter)
         log.propagate = False
+        # Collections look for garbage of this run alone: before each sample, through everything that a test process has
+        # loaded, they would take most of the time.
+        gc.collect()
+        gc.freeze()
         began = time.monotonic()
         try:
             with EdgeRunner(
@@ -187,6 +191,7 @@ class Soak:
                 runner.reset()  # runs on the thread, after the last callback
                 counts = runner.counts
         finally:
+            gc.unfreeze()
             log.removeHandler(counter)
             log.propagate = propagates
         account = self.account
