@@ -107,6 +107,10 @@ class DeviceLostError(EngineError):
     exit_code = 75
 
 
+class TrainerError(EdgeSdkError, RuntimeError):
+    """The process that teaches a student on its stream ended, does not answer, or said what it may not say."""
+
+
 class ServeError(EdgeSdkError, OSError):
     """The live page cannot be served where it was asked for."""
 

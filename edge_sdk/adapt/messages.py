@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.manifest import Sha256
@@ -69,6 +69,9 @@ class Learned(Settings):
         sha256: of each of those graphs.
         weights_bytes: size of the open layers' weights, see :mod:`edge_sdk.adapt.channel`; 0 without ``swap="refit"``.
     """
+
+    # A loss may be no number, and has to arrive as such; JSON proper has no word for it.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     kind: Literal["learned"] = "learned"
     seq: int
