@@ -152,11 +152,17 @@ class OnlinePair(StepPair):
 
         State: ``residual``, teacher's less student's logits, and ``student``, the student's class shares.
         """
-        target = self._grouped(self.teacher(x))
-        if self.join == "replace":
-            return target, {}
+        target = self.target(x)
+        return target, self.state(x, target) if self.join == "correct" else {}
+
+    def target(self, x: Tensor) -> Tensor:
+        """The teacher's logits of the stream's classes."""
+        return self._grouped(self.teacher(x))
+
+    def state(self, x: Tensor, target: Tensor) -> State:
+        """What the keyframe step keeps of ``x``, given :meth:`target` of it: for who has that already."""
         own = _pooled(self.student(x), x)
-        return target, {"residual": _pooled(target, x) - own, "student": own.softmax(1)}
+        return {"residual": _pooled(target, x) - own, "student": own.softmax(1)}
 
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The student's logits, corrected by ``state`` where there is one; nothing is rewritten."""
@@ -192,15 +198,10 @@ class OnlinePair(StepPair):
         """A group's logit is its largest member's: the group of the teacher's winning class wins."""
         if not self.members:
             return logits
-        return torch.cat(
-            [
-                logits[:, group[0] : group[0] + 1]
-                if len(group) == 1
-                else logits[:, list(group)].amax(1, keepdim=True)
-                for group in self.members
-            ],
-            1,
-        )
+        order = [index for group in self.members for index in group]
+        sizes = [len(group) for group in self.members]
+        parts = logits.index_select(1, torch.tensor(order, device=logits.device)).split(sizes, 1)
+        return torch.cat([part if part.shape[1] == 1 else part.amax(1, keepdim=True) for part in parts], 1)
 
 
 def _pooled(logits: Tensor, image: Tensor) -> Tensor:
