@@ -60,7 +60,7 @@ def read_label(
     table: np.ndarray | None = None,
     *,
     whose: str = "its frame",
-    hint: str,
+    hint: str = "",
 ) -> np.ndarray:
     """The mask in an image file, (H, W) uint8.
 
@@ -68,7 +68,7 @@ def read_label(
         path: a single-channel 8-bit image.
         size_hw: the size that it must have.
         table: maps its values, see :func:`label_table`; None leaves them.
-        whose: what ``size_hw`` is the size of.
+        whose: what ``size_hw`` is the size of, for the message.
         hint: added to a refusal: how to do without this file.
 
     Raises:
