@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import warnings
@@ -25,17 +26,29 @@ from edge_sdk.bundle import (
     write_bundle,
 )
 from edge_sdk.compile.graphs import Decoder, StepGraph
+from edge_sdk.compile.learnable import (
+    Lifted,
+    check_open,
+    learned_values,
+    leave_open,
+    set_pair,
+    settle,
+    shaken,
+    tensors_in,
+)
 from edge_sdk.compile.recipes import ExportRecipe
 from edge_sdk.compile.rewrite import negate_into_convolutions
 from edge_sdk.compile.specs import step_spec
+from edge_sdk.compile.weights import set_weights
 from edge_sdk.distill.distil import load_student
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.modules import load_module, read_checkpoint
+from edge_sdk.distill.online import WEIGHTS_FILE, WEIGHTS_KEY, OnlinePair, OnlineRecipe, make_pair, open_names
 from edge_sdk.distill.recipes import Preprocess, TrainRecipe
 from edge_sdk.distill.steps import PerFrame, StepPair
 from edge_sdk.distill.train import check_logits
 from edge_sdk.errors import CheckpointError, ConversionError, EngineError, RecipeError
-from edge_sdk.manifest import state_name
+from edge_sdk.manifest import OnlineSpec, StepName, state_name
 from edge_sdk.optional import require
 from edge_sdk.progress import Progress, Silent
 from edge_sdk.revision import commit_of_sources
@@ -49,12 +62,13 @@ FRAME, ANSWER = "frame", "mask"
 
 @dataclass(frozen=True)
 class Origin:
-    """A pair of steps and what is known of it."""
+    """A pair of steps and what is known of it; ``online`` where it goes on learning."""
 
     pair: StepPair
     task: TaskSpec
     preprocess: Preprocess
     provenance: dict[str, Any]
+    online: OnlineRecipe | None = None
 
 
 def load_origin(recipe: ExportRecipe) -> Origin:
@@ -71,8 +85,12 @@ def load_origin(recipe: ExportRecipe) -> Origin:
             recipe.preprocess,
             {"module": recipe.module.model_dump(mode="json")},
         )
+    if recipe.online is not None:
+        online = recipe.online
+        known = {"online": online.model_dump(mode="json")}
+        return Origin(make_pair(online), online.task, online.preprocess, known, online)
     if recipe.checkpoint is None:
-        raise RecipeError("'checkpoint': expected a file, or 'module' with 'task', got neither.")
+        raise RecipeError("'checkpoint': expected a file, or 'module' with 'task', or 'online', got none.")
     content = read_checkpoint(recipe.checkpoint)
     found = content.get("meta")
     whole = isinstance(found, dict) and "recipe" in found and "state_dict" in content
@@ -103,26 +121,98 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
     origin = load_origin(recipe)
     pair = origin.pair.eval()
     size = origin.preprocess.size_hw or recipe.frame_hw
-    if not pair.has_delta:
-        check_logits(pair.network, size, len(origin.task.classes), "network")  # type: ignore[arg-type]
-    steps = ["keyframe", *(["delta"] if pair.has_delta else [])]
+    _check_networks(origin, size)
+    steps: list[StepName] = ["keyframe", *(["delta"] if pair.has_delta else [])]  # type: ignore[list-item]
+    opened = open_names(origin.online, pair) if origin.online and isinstance(pair, OnlinePair) else ()
     frame = torch.from_numpy(_test_frames(recipe.frame_hw, 1)[0])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         graphs = _step_graphs(pair, origin.preprocess, recipe, frame)
         files: dict[str, Path | bytes] = {}
         specs: dict[str, StepSpec] = {}
+        tensors: dict[StepName, dict[str, str]] = {}
         for index, name in enumerate(steps):
             progress.update("export", index, len(steps) + 1)
             graph, inputs = graphs[name]
             file = Path(folder) / f"{name}.onnx"
             _write_onnx(graph, inputs, file, recipe.opset)
-            specs[name] = step_spec(onnx.load(str(file)), file.name)
+            model = onnx.load(str(file))
+            if found := tensors_in(model, learned_values(pair)):
+                tensors[name] = found
+                leave_open(model, opened)
+                onnx.save(model, str(file))
+            specs[name] = step_spec(model, file.name)
             files[file.name] = file
+        check_open(tensors, opened)
         progress.update("export", len(steps), len(steps) + 1)
         agreement = _compare(graphs, files, recipe)
+        if isinstance(pair, OnlinePair):
+            files[WEIGHTS_FILE] = _pair_bytes(pair)
+            _compare_patched(pair, graphs, files, tensors, recipe)
         progress.update("export", len(steps) + 1, len(steps) + 1)
         manifest = _manifest(recipe, origin, specs, agreement)
+        if origin.online is not None:
+            manifest = manifest.model_copy(update={"online": _online_spec(origin.online, tensors, opened)})
         return write_bundle(recipe.out, manifest, files)
+
+
+def _check_networks(origin: Origin, size_hw: tuple[int, int]) -> None:
+    """Run each network that gives the answer by itself once and refuse what is not class logits."""
+    pair, classes = origin.pair, len(origin.task.classes)
+    if isinstance(pair, OnlinePair):
+        check_logits(pair.student, size_hw, classes, "student")
+        given = len(origin.online.teacher_classes) if origin.online is not None else 0
+        check_logits(pair.teacher, size_hw, given or classes, "teacher")
+    elif isinstance(pair, PerFrame):
+        check_logits(pair.network, size_hw, classes, "network")
+
+
+def _online_spec(
+    recipe: OnlineRecipe, tensors: dict[StepName, dict[str, str]], opened: tuple[str, ...]
+) -> OnlineSpec:
+    """What the trainer needs; the networks' weights are all in the bundle, so no checkpoint is named."""
+    bare = {"student": recipe.student.model_copy(update={"checkpoint": None}), "fresh": ()}
+    if recipe.teacher is not None:
+        bare["teacher"] = recipe.teacher.model_copy(update={"checkpoint": None})
+    return OnlineSpec(
+        recipe=recipe.model_copy(update=bare).model_dump(mode="json"),
+        weights=WEIGHTS_FILE,
+        tensors=tensors,
+        open=opened,
+    )
+
+
+def _pair_bytes(pair: OnlinePair) -> bytes:
+    out = io.BytesIO()
+    torch.save({WEIGHTS_KEY: {name: value.contiguous() for name, value in pair.state_dict().items()}}, out)
+    return out.getvalue()
+
+
+def _compare_patched(
+    pair: OnlinePair,
+    graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]],
+    files: dict[str, Path | bytes],
+    tensors: dict[StepName, dict[str, str]],
+    recipe: ExportRecipe,
+) -> None:
+    """Other weights in graphs and torch answer alike too; the pair is left as it was.
+
+    Raises:
+        EngineError: they do not.
+    """
+    before = {name: value.copy() for name, value in learned_values(pair).items()}
+    after = shaken(before)
+    patched = dict(files)
+    for step, names in tensors.items():
+        model = onnx.load(str(files[f"{step}.onnx"]))
+        set_weights(model, names, {name: after[name] for name in names})
+        patched[f"{step}.onnx"] = model.SerializeToString()
+    set_pair(pair, after)
+    try:
+        _compare(graphs, patched, recipe)
+    except EngineError as error:
+        raise EngineError(f"with other weights, {error}") from error
+    finally:
+        set_pair(pair, before)
 
 
 def _step_graphs(
@@ -144,8 +234,13 @@ def _step_graphs(
 
 def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset: int) -> None:
     """Write, fold constants, check."""
-    names_in = [FRAME, *(state_input(n) for n in graph.reads)]
+    learned = learned_values(graph.pair)
+    names_in = [FRAME, *(state_input(n) for n in graph.reads), *learned]
     names_out = [ANSWER, *(state_output(n) for n in graph.writes)]
+    module: torch.nn.Module = graph
+    if learned:
+        values = tuple(torch.from_numpy(value) for value in learned.values())
+        module, inputs = Lifted(graph, tuple(learned)), (inputs[0], inputs[1:], values)  # type: ignore[assignment]
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
@@ -153,7 +248,7 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
             torch.onnx.export(
-                graph, inputs, str(file), dynamo=True, external_data=False, verbose=False, opset_version=opset,
+                module, inputs, str(file), dynamo=True, external_data=False, verbose=False, opset_version=opset,
                 input_names=names_in, output_names=names_out,
             )  # fmt: skip
     except Exception as error:  # torch.onnx raises whatever the network's operators make it raise
@@ -167,6 +262,7 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
     model = onnx.load(str(file))
     slim = require("onnxslim", "exporting").slim(model)
     negate_into_convolutions(slim)
+    settle(slim, learned)
     onnx.checker.check_model(slim, full_check=True)
     onnx.save(slim, str(file))
 
@@ -227,7 +323,8 @@ def _compare(
 def _session(file: Path | bytes, step: str) -> Any:
     ort = require("onnxruntime", "checking an export")
     try:
-        return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        given = file if isinstance(file, bytes) else str(file)
+        return ort.InferenceSession(given, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base of their own
         reason = str(error).strip().split("\n")[0]
         raise EngineError(

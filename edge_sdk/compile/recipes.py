@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from edge_sdk.distill.online import OnlineRecipe
 from edge_sdk.distill.recipes import ModuleSettings, Positive, Preprocess
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.settings import Settings
@@ -16,12 +17,13 @@ from edge_sdk.tasks.base import TaskSpec
 class ExportRecipe(Settings):
     """From trained weights to a bundle of step graphs.
 
-    Give either ``checkpoint`` (what ``edge-sdk train`` or ``edge-sdk distill`` wrote; it knows its network, task and
-    preprocessing) or ``module``, ``task`` and ``preprocess`` for a network trained elsewhere.
+    Give one of three: ``checkpoint`` (what ``edge-sdk train`` or ``edge-sdk distill`` wrote; it knows its network, task
+    and preprocessing); ``module``, ``task`` and ``preprocess`` for a network trained elsewhere; or ``online``.
 
     Args:
         out: the bundle's folder.
         name: name of the bundle; ``None`` takes the folder's.
+        online: teacher and student that go on learning on the stream; knows its task and preprocessing.
         frame_hw: height and width of the camera's frames, in pixels.
         decode_stride: decide the class of every pixel (1), or of every second one (2), ..., repeated between.
         matmul_resize: write bilinear resizing as matrix products, exact and faster on CPUs.
@@ -35,6 +37,7 @@ class ExportRecipe(Settings):
     name: str | None = None
     checkpoint: Path | None = None
     module: ModuleSettings | None = None
+    online: OnlineRecipe | None = None
     task: TaskSpec | None = None
     preprocess: Preprocess = Preprocess()
     frame_hw: tuple[Positive, Positive]
@@ -46,11 +49,13 @@ class ExportRecipe(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ExportRecipe:
-        if (self.checkpoint is None) == (self.module is None):
-            raise ValueError("expected either 'checkpoint' or 'module', not both and not neither")
+        given = [name for name in ("checkpoint", "module", "online") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"'{name}'" for name in given) or "none"
+            raise ValueError(f"expected one of 'checkpoint', 'module' and 'online', got {found}")
         if self.module is not None and self.task is None:
             raise ValueError("'module' needs a 'task'")
         known = sorted({"task", "preprocess"} & self.model_fields_set)
-        if self.checkpoint is not None and known:
-            raise ValueError(f"'checkpoint' knows its own {' and '.join(known)}, expected none here")
+        if self.module is None and known:
+            raise ValueError(f"'{given[0]}' knows its own {' and '.join(known)}, expected none here")
         return self

@@ -26,9 +26,11 @@ def step_spec(model: onnx.ModelProto, graph: str, macs: int | None = None) -> St
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
         return TensorSpec(name=value.name, shape=tuple(d.dim_value for d in kind.shape.dim), dtype=dtype)
 
+    # Open weights are initialisers that are listed as inputs too; no frame brings them.
+    held = {tensor.name for tensor in model.graph.initializer}
     return StepSpec(
         graph=graph,
-        inputs=tuple(map(spec, model.graph.input)),
+        inputs=tuple(spec(value) for value in model.graph.input if value.name not in held),
         outputs=tuple(map(spec, model.graph.output)),
         macs=graph_macs(model) if macs is None else macs,
     )

@@ -188,7 +188,7 @@ CASES = [
            "'quantization'", "expected 'start' < 'freeze'", "got 0.5 and 0.2"),
     recipe("distill", "pairs missing", {"data": {}}, "'data'", "expected sources under 'video' or 'stills'"),
     recipe("train", "loss without teacher", {"loss": {"source": "both"}}, "loss.source 'both' needs a 'teacher'"),
-    recipe("export", "two origins", {"checkpoint": "a.pt"}, "expected either 'checkpoint' or 'module'"),
+    recipe("export", "two origins", {"checkpoint": "a.pt"}, "expected one of 'checkpoint', 'module'"),
     recipe("export", "palette", {"task.palette": [[1, 2, 3]]}, "'task'", "palette needs 4 colours"),
     run("schedule key", "--schedule {recipe}", "intervall', did you mean 'interval'?",
         text="schedule: {kind: every, interval: 3, intervall: 3}\n"),

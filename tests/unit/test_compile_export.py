@@ -263,8 +263,8 @@ def test_recipes_that_contradict_themselves() -> None:
     module = {"factory": "tests.nets:picker"}
     task = {"classes": ["a"]}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({}, "expected either 'checkpoint' or 'module'"),
-        ({"checkpoint": "a.pt", "module": module, "task": task}, "expected either 'checkpoint' or 'module'"),
+        ({}, "expected one of 'checkpoint', 'module' and 'online', got none"),
+        ({"checkpoint": "a.pt", "module": module, "task": task}, "'online', got 'checkpoint' and 'module'"),
         ({"module": module}, "'module' needs a 'task'"),
         ({"checkpoint": "a.pt", "task": task}, "'checkpoint' knows its own task"),
         ({"checkpoint": "a.pt", "preprocess": {"order": "BGR"}}, "'checkpoint' knows its own preprocess"),
