@@ -30,7 +30,6 @@ from edge_sdk.compile.learnable import (
     Lifted,
     check_open,
     learned_values,
-    leave_open,
     set_pair,
     settle,
     shaken,
@@ -39,7 +38,7 @@ from edge_sdk.compile.learnable import (
 from edge_sdk.compile.recipes import ExportRecipe
 from edge_sdk.compile.rewrite import negate_into_convolutions
 from edge_sdk.compile.specs import step_spec
-from edge_sdk.compile.weights import set_weights
+from edge_sdk.compile.weights import leave_open, set_weights
 from edge_sdk.distill.distil import load_student
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.modules import load_module, read_checkpoint

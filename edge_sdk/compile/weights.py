@@ -52,3 +52,23 @@ def check_names(tensors: Iterable[str], values: Iterable[str]) -> None:
             raise BundleError(
                 f"weights '{min(odd)}': {what}.", hint="Give a value for each of the graph's own."
             )
+
+
+def leave_open(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """List initialisers as inputs too, in place: they are then the values of inputs that nobody gives.
+
+    Names that the graph does not hold are passed over.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name in names:
+        if name in held:
+            shape = list(held[name].dims)
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, held[name].data_type, shape))
+
+
+def shut(model: onnx.ModelProto) -> None:
+    """Undo :func:`leave_open`, in place."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in held]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)

@@ -22,6 +22,7 @@ from edge_sdk.compile.quantize.nodes import layer_of, name_nodes
 from edge_sdk.compile.quantize.ranges import Ranges, measure_ranges, share_state
 from edge_sdk.compile.quantize.state import with_own_scales
 from edge_sdk.compile.specs import step_spec
+from edge_sdk.compile.weights import shut
 from edge_sdk.errors import RecipeError
 from edge_sdk.manifest import BackendName, Precision, StateForm, StepsSpec, Variant, state_output
 from edge_sdk.revision import commit_of_sources
@@ -62,6 +63,7 @@ class Quantizer:
             step: onnx.load(str(bundle.graph_path(step))) for step, _ in bundle.manifest.steps.items()
         }
         for model in self.graphs.values():
+            shut(model)
             name_nodes(model)
         self.state = {spec.name: spec.shape for spec in bundle.manifest.state}
         self._ranges: dict[tuple[Any, ...], dict[str, Ranges]] = {}
@@ -100,7 +102,14 @@ class Quantizer:
         Raises:
             LintError: the backend would refuse a graph.
             EngineError: nothing is left to quantise.
+            RecipeError: the pair goes on learning on the stream.
         """
+        if self.bundle.manifest.online is not None:
+            raise RecipeError(
+                f"INT8: the student of bundle {self.bundle.path} learns on the stream, and INT8 scales hold only for "
+                "the weights that were calibrated.",
+                hint="Build it in float16 or float32, or export the student alone, without 'online', for INT8.",
+            )
         done = quantize_pair(self.graphs, self.ranges(settings), self.state, settings, backend)
         graphs, forms = done.graphs, done.forms
         remainder, why = self._remainder(settings, backend)
