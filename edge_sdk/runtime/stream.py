@@ -38,6 +38,7 @@ class Stream:
         learning: is shown the keyframes' answers and brings engines with new weights; None where nothing is learned.
 
     Attributes:
+        engines: what it began with; new weights bring others, see :meth:`bind_new`.
         state: what the next delta step reads.
         bind_ms: time for buffers and binding, in milliseconds.
         first_ms, second_ms: the runs that warm up, by ``"keyframe"``, ``"delta"`` and ``"background keyframe"``: the
@@ -56,6 +57,7 @@ class Stream:
         learning: Learning | None = None,
     ) -> None:
         began_ns = time.perf_counter_ns()
+        self.engines = engines
         pair, allocate = engines.pair, engines.keyframe.allocate
         written = {spec.name for spec in engines.delta.outputs} if engines.delta is not None else set()
         rewritten = [spec.name for spec in pair.state if state_output(spec.name) in written]
