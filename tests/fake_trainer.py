@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,6 +50,7 @@ Fault = Literal[
     "raise",  # ends by an exception
     "exit",  # ends with exit code 3
     "kill",  # is killed
+    "orphan",  # is killed, and leaves behind a process that holds its output open; prints the number of that
 ]
 # They need a result to spoil, so that such a lesson makes an update whatever the rule says.
 _OF_RESULTS = ("nan", "garbage", "sha", "lie", "worse", "large", "damaged")
@@ -262,6 +264,9 @@ def go_wrong(fault: Fault | None, channel: TrainerChannel) -> None:
         print("out of luck", file=sys.stderr, flush=True)
         os._exit(3)
     elif fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "orphan":
+        print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "fail":
         channel.send(Failed(error="CheckpointError", message="as the plan says"))

@@ -20,7 +20,6 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from edge_sdk.errors import ClosedError, OutputError, ShapeError, TrainerError
-from edge_sdk.manifest import Sha256
 from edge_sdk.settings import Settings
 from edge_sdk.tensors import TensorSpec
 
@@ -28,6 +27,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]
 # Of arrays in the weights area; also ample for vector instructions.
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
+_PREFIX_BYTES = _LENGTH_BYTES + hashlib.sha256().digest_size
 # Of new graphs over those of the bundle: the same tensors, perhaps written another way.
 _SPARE, _SPARE_BYTES = 1.25, 1 << 20
 _DTYPES = ("float32", "float16")
@@ -187,34 +187,38 @@ def anonymous_memory(size: int) -> int:
     Raises:
         OutputError: there is no room for it.
     """
+    sealable = hasattr(os, "memfd_create")
+    fd = -1
     try:
-        if not hasattr(os, "memfd_create"):
+        if sealable:
+            fd = os.memfd_create("edge-sdk-adapt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
             with tempfile.TemporaryFile() as file:
-                os.ftruncate(file.fileno(), size)
-                return os.dup(file.fileno())
-        fd = os.memfd_create("edge-sdk-adapt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                fd = os.dup(file.fileno())
         os.ftruncate(fd, size)
     except OSError as error:
+        if fd >= 0:
+            os.close(fd)
         raise OutputError(
             f"memory shared with the trainer: {size} bytes cannot be had ({error.strerror}).",
             hint="Free memory, or space in the folder for temporary files.",
         ) from error
-    # A trainer that cut it short would kill the runner at its next read.
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    if sealable:  # a trainer that cut it short would kill the runner at its next read
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
 class _Header(Settings):
-    """Of the weights area: the tensors, and the SHA-256 of all that follows this header."""
+    """Of the weights area."""
 
-    sha256: Sha256
     tensors: tuple[TensorSpec, ...]
 
 
 def pack_weights(weights: Mapping[str, np.ndarray]) -> bytes:
     """Arrays by name as the weights area holds them.
 
-    A length of 8 bytes, little endian; a header in JSON of that length; the arrays, each aligned to 64 bytes.
+    8 bytes of length, little endian; 32 bytes of SHA-256 of all that follows; a header in JSON, padded with zeros to
+    that length; the arrays, each padded to 64 bytes.
 
     Args:
         weights: float32 or float16 arrays.
@@ -228,53 +232,56 @@ def pack_weights(weights: Mapping[str, np.ndarray]) -> bytes:
     for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             raise ShapeError(f"weights '{tensor.name}': expected {' or '.join(_DTYPES)}, got {tensor.dtype}.")
-    body = b"".join(_padded(np.ascontiguousarray(array).tobytes()) for array in weights.values())
-    header = _Header(sha256=hashlib.sha256(body).hexdigest(), tensors=tensors).model_dump_json().encode()
-    return _padded(len(header).to_bytes(_LENGTH_BYTES, "little") + header) + body
+    header = _header(tensors)
+    body = header + b"".join(_padded(array.tobytes()) for array in weights.values())
+    return len(header).to_bytes(_LENGTH_BYTES, "little") + hashlib.sha256(body).digest() + body
 
 
 def unpack_weights(data: bytes) -> dict[str, np.ndarray]:
     """What :func:`pack_weights` wrote, as read-only arrays over ``data``.
 
     Raises:
-        TrainerError: it is damaged.
+        TrainerError: it is damaged, or holds what may not be there.
     """
-    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if hashlib.sha256(data[_PREFIX_BYTES:]).digest() != data[_LENGTH_BYTES:_PREFIX_BYTES]:
+        raise TrainerError("weights from the trainer: their SHA-256 is not the one that stands before them.")
+    begin = _PREFIX_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
-        header = _Header.model_validate_json(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        tensors = _Header.model_validate_json(data[_PREFIX_BYTES:begin].rstrip(b"\0")).tensors
     except ValidationError:
         raise TrainerError("weights from the trainer: their header is not readable.") from None
-    begin = _round_up(_LENGTH_BYTES + length, _ALIGNMENT)
-    _check_body(header, data[begin:])
+    _check_tensors(tensors, len(data) - begin)
     weights: dict[str, np.ndarray] = {}
-    for tensor in header.tensors:
+    for tensor in tensors:
         count = tensor.size_bytes // np.dtype(tensor.dtype).itemsize
         weights[tensor.name] = np.frombuffer(data, tensor.dtype, count, begin).reshape(tensor.shape)
         begin += _round_up(tensor.size_bytes, _ALIGNMENT)
     return weights
 
 
-def _check_body(header: _Header, body: bytes) -> None:
-    """Raises :class:`TrainerError` unless ``body`` is what the header says."""
-    names = [tensor.name for tensor in header.tensors]
-    for tensor in header.tensors:
+def _check_tensors(tensors: tuple[TensorSpec, ...], size: int) -> None:
+    """Raises :class:`TrainerError` unless arrays like these may come, and fill ``size`` bytes."""
+    names = [tensor.name for tensor in tensors]
+    for tensor in tensors:
         if tensor.dtype not in _DTYPES or any(side < 0 for side in tensor.shape):
             raise TrainerError(
                 f"weights from the trainer: '{tensor.name}' is of {tensor.shape} {tensor.dtype}."
             )
     if len(set(names)) < len(names):
         raise TrainerError(f"weights from the trainer: a name comes twice among {names}.")
-    expected = sum(_round_up(tensor.size_bytes, _ALIGNMENT) for tensor in header.tensors)
-    if len(body) != expected:
-        raise TrainerError(f"weights from the trainer: expected {expected} bytes, got {len(body)}.")
-    if hashlib.sha256(body).hexdigest() != header.sha256:
-        raise TrainerError("weights from the trainer: their SHA-256 is not the one in their header.")
+    expected = sum(_round_up(tensor.size_bytes, _ALIGNMENT) for tensor in tensors)
+    if size != expected:
+        raise TrainerError(f"weights from the trainer: expected {expected} bytes, got {size}.")
+
+
+def _header(tensors: tuple[TensorSpec, ...]) -> bytes:
+    header = _Header(tensors=tensors).model_dump_json().encode()
+    return header.ljust(_round_up(_PREFIX_BYTES + len(header), _ALIGNMENT) - _PREFIX_BYTES, b"\0")
 
 
 def _packed_bytes(tensors: tuple[TensorSpec, ...]) -> int:
-    header = _Header(sha256="0" * 64, tensors=tensors).model_dump_json().encode()
-    begin = _round_up(_LENGTH_BYTES + len(header), _ALIGNMENT)
-    return begin + sum(_round_up(tensor.size_bytes, _ALIGNMENT) for tensor in tensors)
+    arrays = sum(_round_up(tensor.size_bytes, _ALIGNMENT) for tensor in tensors)
+    return _PREFIX_BYTES + len(_header(tensors)) + arrays
 
 
 def _padded(data: bytes) -> bytes:

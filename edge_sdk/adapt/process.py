@@ -316,7 +316,10 @@ class _Child:
 
     def wait(self, timeout_s: float) -> None:
         """Until it has ended, but not longer."""
-        self._thread.join(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        # Not for the thread alone: something that the process left behind may hold its output open.
+        while self.alive and time.monotonic() < deadline:
+            self._thread.join(0.01)
 
     def end(self) -> None:
         """Kill it with all that it started. What even the system cannot end is left behind after 5 s."""
