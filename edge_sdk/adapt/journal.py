@@ -231,6 +231,12 @@ class Journal:
                 self._file.close()
                 self._file = None
 
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _cut_torn_line(path: Path) -> None:
     """Cut off what follows the last newline, so that the next event has a line of its own."""

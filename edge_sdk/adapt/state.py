@@ -1,9 +1,9 @@
 """The folder that online distillation goes on from after a restart.
 
 It holds ``session.json``, ``log.jsonl`` (see :mod:`edge_sdk.adapt.journal`) and ``versions/000012/`` with the weights
-of version 12, which the trainer writes (see :class:`edge_sdk.adapt.messages.Keep`). The order is: the trainer writes the
-version, then the session that names it is saved, then older versions are removed. So whenever the machine stops, the
-session names a version that is whole.
+of version 12, which the trainer writes (see :class:`edge_sdk.adapt.messages.Keep`). First the trainer writes a version,
+then the session that names it is saved, then older versions are removed: whenever the machine stops, the session names
+a version that is whole.
 """
 
 from __future__ import annotations
