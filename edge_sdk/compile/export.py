@@ -323,7 +323,9 @@ def _session(file: Path | bytes, step: str) -> Any:
     ort = require("onnxruntime", "checking an export")
     try:
         given = file if isinstance(file, bytes) else str(file)
-        return ort.InferenceSession(given, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # it warns of every weight that is open
+        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base of their own
         reason = str(error).strip().split("\n")[0]
         raise EngineError(

@@ -40,6 +40,33 @@ def set_weights(model: onnx.ModelProto, tensors: Mapping[str, str], values: Mapp
         found[initialiser].CopyFrom(onnx.numpy_helper.from_array(values[name], initialiser))
 
 
+def rounded(
+    model: onnx.ModelProto, tensors: Mapping[str, str], values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Values for :func:`set_weights` in the float type that a graph keeps each in, as for a float16 variant.
+
+    Args:
+        model: the step graph.
+        tensors, values: as for :func:`set_weights`, but values are float32.
+
+    Raises:
+        BundleError: a value becomes infinite in that type, or the graph has no such initialiser.
+    """
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    out: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        kind = kinds.get(tensors.get(name, ""))
+        if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+            raise BundleError(f"graph: it has no float weights for '{name}'.", hint=EXPORT_AGAIN)
+        with np.errstate(over="ignore"):
+            out[name] = np.asarray(value).astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        if not np.array_equal(np.isfinite(out[name]), np.isfinite(value)):
+            raise BundleError(
+                f"weights '{name}': beyond what float16 holds.", hint="Let the stream run in float32."
+            )
+    return out
+
+
 def check_names(tensors: Iterable[str], values: Iterable[str]) -> None:
     """Check that there is a value for each name, and none too many.
 
