@@ -10,7 +10,7 @@ import numpy as np
 from edge_sdk.adapt.agreement import agreement
 from edge_sdk.adapt.baselines import MEANINGS, WAYS, BaselineScore, Way, score_baselines
 from edge_sdk.adapt.cost import PUBLISHED, Cost, CostModel, summed
-from edge_sdk.adapt.replay import RunRecord, TeacherAnswers
+from edge_sdk.adapt.replay import FrameAnswers, RunRecord
 from edge_sdk.adapt.report import PLACED, Course, Kind, Placed, ReportRow
 from edge_sdk.adapt.score import Keyframes, OnlineScore, PackedMasks, Parts, PartScores, ScoreFigures
 from edge_sdk.adapt.settings import AdaptSettings
@@ -34,7 +34,7 @@ class Judge:
     """
 
     task: TaskSpec
-    teacher: TeacherAnswers
+    teacher: FrameAnswers
     background: bool = False
     parts: Mapping[str, int] | None = None
     model: CostModel = PUBLISHED

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
+from edge_sdk.adapt.recorded import RecordedMasks
 from edge_sdk.adapt.score import Keyframes, PackedMasks
 from edge_sdk.adapt.settings import AdaptSettings
-from edge_sdk.errors import RecipeError, VideoError
+from edge_sdk.errors import BundleError, RecipeError, VideoError
 from edge_sdk.runtime.result import StepKind
-from edge_sdk.runtime.schedule import AlwaysSchedule
+from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule
 from edge_sdk.settings import Settings
 
 if TYPE_CHECKING:
+    from edge_sdk.adapt.journal import Event, LessonLearned
     from edge_sdk.bundle import Bundle
     from edge_sdk.runtime.engine import Backend
     from edge_sdk.runtime.result import Result
@@ -33,7 +37,7 @@ class LessonRecord(Settings):
     Args:
         seq: the frame's number.
         stride: frames to the next teacher frame, as decided after it.
-        before, after: agreement before the first and after the last update, 0 to 1.
+        before, after: agreement before the first and after the last update, 0 to 1; None where it was no number.
         updates: optimiser steps.
         took_ms: the lesson, tests included, in milliseconds.
         taken: whether the new weights came into use; false where they were refused.
@@ -41,11 +45,45 @@ class LessonRecord(Settings):
 
     seq: int
     stride: int
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     updates: int
     took_ms: float
     taken: bool = True
+
+
+class LessonLog:
+    """Collects lessons from the events of a run: ``EdgeRunner(..., on_adapt=log)``. Several threads may tell it."""
+
+    def __init__(self) -> None:
+        self._lessons: list[LessonLearned] = []
+        self._refused: set[int] = set()
+
+    def __call__(self, event: Event) -> None:
+        """One event; others than lessons are left aside."""
+        if event.kind == "learned":
+            self._lessons.append(event)
+        elif event.kind == "refused":
+            self._refused.add(event.version)
+
+    def records(self) -> tuple[LessonRecord, ...]:
+        """What was learned so far."""
+        return tuple(
+            LessonRecord(
+                seq=lesson.seq or 0,
+                stride=lesson.stride,
+                before=_number(lesson.before),
+                after=_number(lesson.after),
+                updates=lesson.updates,
+                took_ms=lesson.took_ms,
+                taken=not (lesson.updates and lesson.version in self._refused),
+            )
+            for lesson in tuple(self._lessons)
+        )
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class RunRecord(Settings):
@@ -131,8 +169,8 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class TeacherAnswers:
-    """The teacher on every frame.
+class FrameAnswers:
+    """One network's answers to every frame of a stream.
 
     Args:
         masks: per frame, (H, W) uint8.
@@ -150,7 +188,7 @@ def ask_teacher(
     backend: str | Backend = "onnxruntime",
     threads: int | None = None,
     tick: Tick | None = None,
-) -> TeacherAnswers:
+) -> FrameAnswers:
     """Run the bundle's teacher, its keyframe step, on every frame."""
     from edge_sdk.runtime.runner import EdgeRunner
 
@@ -162,10 +200,57 @@ def ask_teacher(
             times.append(result.times.total_ms)
             if tick is not None:
                 tick(len(masks))
-    return TeacherAnswers(masks, float(np.mean(times)) if times else None)
+    return FrameAnswers(masks, float(np.mean(times)) if times else None)
 
 
-def labels_of(frames: Iterable[Frame], tick: Tick | None = None) -> TeacherAnswers:
+def ask_student(
+    bundle: Bundle,
+    frames: Iterable[Frame],
+    *,
+    backend: str | Backend = "onnxruntime",
+    threads: int | None = None,
+    tick: Tick | None = None,
+) -> FrameAnswers:
+    """Run the bundle's student, its delta step, on every frame, as it is; one without state.
+
+    Raises:
+        BundleError: there is none, or it has a state, which only a teacher's answer makes.
+    """
+    from edge_sdk.runtime.runner import EdgeRunner
+
+    if bundle.manifest.state or bundle.manifest.steps.delta is None:
+        raise BundleError(f"bundle {bundle.path}: expected a student that answers without a teacher's frame.")
+    masks, times = PackedMasks(), []
+    with EdgeRunner(bundle, backend=backend, schedule=ExternalSchedule(), threads=threads) as runner:
+        for frame in frames:
+            if not len(masks):
+                runner(frame.image)  # a runner begins with a keyframe; the student answers this frame again
+            result = runner(frame.image)
+            masks.append(result.mask)
+            times.append(result.times.total_ms)
+            if tick is not None:
+                tick(len(masks))
+    return FrameAnswers(masks, float(np.mean(times)) if times else None)
+
+
+def recorded_masks(
+    folder: Path, size_hw: tuple[int, int], frames: int, tick: Tick | None = None
+) -> FrameAnswers:
+    """The masks of the first ``frames`` frames in a folder of recorded ones.
+
+    Raises:
+        MissingFileError: no such folder, or there are fewer.
+        VideoError: one is no mask of (H, W) ``size_hw``.
+    """
+    recorded, masks = RecordedMasks(folder, size_hw), PackedMasks()
+    for index in range(frames):
+        masks.append(recorded.mask(index))
+        if tick is not None:
+            tick(index + 1)
+    return FrameAnswers(masks, None)
+
+
+def labels_of(frames: Iterable[Frame], tick: Tick | None = None) -> FrameAnswers:
     """The labels that the source carries, as the teacher's.
 
     Raises:
@@ -182,4 +267,4 @@ def labels_of(frames: Iterable[Frame], tick: Tick | None = None) -> TeacherAnswe
         masks.append(mask)
         if tick is not None:
             tick(len(masks))
-    return TeacherAnswers(masks, None)
+    return FrameAnswers(masks, None)

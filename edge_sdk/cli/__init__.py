@@ -11,6 +11,7 @@ import sys
 import typer
 
 from edge_sdk.cli import (
+    adapt,
     bench,
     build,
     calibrate,
@@ -50,6 +51,7 @@ for _verb in (
     lint.lint,
     build.build,
     run.run,
+    adapt.adapt,
     evaluate.evaluate,
     compare.compare,
     bench.bench,

@@ -149,13 +149,34 @@ def test_the_recipes_keys_that_the_readme_names_exist() -> None:
     assert (defaults.teacher_lr, defaults.loss.cost_by, defaults.loss.task.source) == (0, "macs", "both")
 
 
-def test_what_the_readme_says_is_not_there_is_not_there() -> None:
+def test_the_recipe_and_program_of_a_stream_that_is_learned_are_valid() -> None:
+    from edge_sdk.compile import ExportRecipe
+
+    section = README[README.index("## Learning on the stream") : README.index("## Watching a run")]
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    found = ExportRecipe.model_validate(yaml.safe_load(recipe))
+    assert found.online is not None
+    assert found.online.members == ((0, 1), (2,))
+    (program,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(program.splitlines()) <= 10
+    names: dict[str, Any] = {}
+    exec("\n".join(program.splitlines()[:4]), names)
+    assert names["learning"].state == Path("learned")
+
+
+def test_every_verb_is_there_and_the_stages_name_each() -> None:
     missing = README[README.index("## Not there yet") :].split("## ")[1]
-    listed = CliRunner().invoke(app, ["--help"]).stdout
-    named = re.findall(r"^- `(\w+)`", missing, re.MULTILINE)
-    assert named == ["adapt"]
-    for verb in named:
-        assert not re.search(rf"^  {verb} ", listed, re.MULTILINE)
+    assert re.findall(r"^- `(\w+)`", missing, re.MULTILINE) == []
+    listed = re.findall(
+        r"^  (\w+) ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], re.MULTILINE
+    )
+    stages = README[README.index("## The stages") :].split("```")[0]
+    named = [
+        verb
+        for row in re.findall(r"^\| (`[^|]*`) \|", stages, re.MULTILINE)
+        for verb in re.findall(r"`(\w+)`", row)
+    ]
+    assert sorted(named) == sorted(set(listed) - {"demo"})
 
 
 def test_the_table_of_results_is_what_the_tuning_found() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.adapt.judge import Judge
-from edge_sdk.adapt.replay import Answers, LessonRecord, RunRecord, TeacherAnswers, labels_of
+from edge_sdk.adapt.replay import Answers, LessonRecord, RunRecord, FrameAnswers, labels_of
 from edge_sdk.adapt.report import AdaptReport, StreamFacts
 from edge_sdk.adapt.score import PackedMasks
 from edge_sdk.adapt.settings import AdaptSettings
@@ -49,7 +49,7 @@ def run(threshold: float, at: tuple[int, ...], behind: int) -> tuple[RunRecord, 
 
 
 def a_report(frame_ms: float | None = 20.0) -> AdaptReport:
-    judge = Judge(TASK, TeacherAnswers(PackedMasks(TRUTHS), frame_ms), parts={"a": 0, "b": 12})
+    judge = Judge(TASK, FrameAnswers(PackedMasks(TRUTHS), frame_ms), parts={"a": 0, "b": 12})
     rows, courses, keys = [], [], {}
     for threshold, at, behind in ((0.7, (0, 16), 2), (0.8, (0, 8, 16), 1)):
         record, masks = run(threshold, at, behind)
@@ -185,7 +185,7 @@ def test_answers_are_kept_and_none_may_be_missing() -> None:
 
 
 def test_the_judge_refuses_masks_that_are_too_few_and_runs_that_did_not_learn() -> None:
-    judge = Judge(TASK, TeacherAnswers(PackedMasks(TRUTHS), None))
+    judge = Judge(TASK, FrameAnswers(PackedMasks(TRUTHS), None))
     record, masks = run(0.8, (0,), 1)
     with pytest.raises(ShapeError, match="expected 24 as the teacher has, got 3"):
         judge.online("a", record, PackedMasks(masks[:3]))

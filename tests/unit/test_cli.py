@@ -22,7 +22,8 @@ from edge_sdk.errors import DependencyError, RecipeError
 from edge_sdk.settings import Settings
 
 VERBS = [
-    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "evaluate", "compare", "bench", "tune",
+    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "adapt", "evaluate", "compare",
+    "bench", "tune",
     "keygen", "sign", "install", "slots", "doctor",
 ]  # fmt: skip
 
@@ -55,7 +56,8 @@ def test_version():
     [
         (["run", "b", "s", "--fps", "3"], "No such option"),
         (["run", "b"], "SOURCE: expected on the command line or in a recipe"),
-        (["adapt"], "No such command"),
+        (["adopt"], "No such command"),
+        (["adapt"], "BUNDLE and SOURCE: expected on the command line or in a recipe"),
         (["run", "b", "s", "--interval", "0"], "--interval"),
         (["train", "r.yaml", "--device", "tpu"], "--device"),
         (["demo", "--seed", "-1"], "--seed"),
