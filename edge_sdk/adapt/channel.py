@@ -183,10 +183,12 @@ class RunnerChannel:
         return unpack_weights(self._memory.read("weights", learned.weights_bytes))
 
     def close(self) -> None:
-        """Close the socket and give the memory back; closing twice does nothing."""
+        """Close the socket and give the memory back; nothing is waited for any more. Closing twice does nothing."""
         self.handed_over()
         self._pipe.close()
         self._memory.close()
+        with self._lock:
+            self._open.clear()
 
     def _send(self, message: Request) -> None:
         with self._lock:

@@ -19,7 +19,7 @@ import numpy as np
 import edge_sdk
 from edge_sdk.adapt.channel import HINT, Layout, Reply, RunnerChannel, TrainerGoneError
 from edge_sdk.adapt.messages import Keep, Learned, Start, Stop, Undo
-from edge_sdk.errors import TrainerError
+from edge_sdk.errors import ClosedError, TrainerError
 
 TRAINER = "edge_sdk.adapt.trainer"
 # Not as a module: that would look into the working directory first. The parent's path is passed on instead.
@@ -232,12 +232,12 @@ class TrainerProcess:
             raise TrainerError("no trainer runs.", hint="Start one first.")
         try:
             return call(channel)
-        except TrainerError as error:
-            if isinstance(error, TrainerGoneError):
-                child.wait(_GRACE_S)  # it is ending; its exit code says more than a kill would
+        except (TrainerGoneError, ClosedError):
+            child.wait(_GRACE_S)  # it is ending; its exit code says more than a kill would
             self._end(channel, child)
-            if isinstance(error, TrainerGoneError):
-                raise TrainerError(f"the trainer {child.fate}{_said(child.last_words)}.", hint=HINT) from None
+            raise TrainerError(f"the trainer {child.fate}{_said(child.last_words)}.", hint=HINT) from None
+        except TrainerError:
+            self._end(channel, child)
             raise
 
     def _patient(self, channel: RunnerChannel, timeout_s: float | None) -> Reply | None:
