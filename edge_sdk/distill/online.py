@@ -232,11 +232,13 @@ def make_pair(
         CheckpointError: weights do not fit.
     """
     _check_allowed(recipe, allowed)
-    student = _student(recipe) if weights is None else make_module(recipe.student)
-    if recipe.teacher is None:
-        teacher = copy.deepcopy(student)
-    else:
-        teacher = load_module(recipe.teacher) if weights is None else make_module(recipe.teacher)
+    # Factories draw initial weights: from a seed of ours, and from nobody else's draws.
+    with torch.random.fork_rng(devices=[]):
+        student = _student(recipe) if weights is None else make_module(recipe.student)
+        if recipe.teacher is None:
+            teacher = copy.deepcopy(student)
+        else:
+            teacher = load_module(recipe.teacher) if weights is None else make_module(recipe.teacher)
     pair = OnlinePair(student, teacher, members=recipe.members, join=recipe.join)
     if weights is not None:
         found = read_checkpoint(weights).get(WEIGHTS_KEY)
@@ -262,9 +264,8 @@ def _check_allowed(recipe: OnlineRecipe, allowed: Sequence[str] | None) -> None:
 
 def _student(recipe: OnlineRecipe) -> nn.Module:
     """The student with its checkpoint's weights but for what is fresh."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        module = make_module(recipe.student)
+    torch.manual_seed(recipe.seed)
+    module = make_module(recipe.student)
     own = module.state_dict()
     fresh = {name for pattern in recipe.fresh for name in matching(pattern, own, "'fresh'")}
     given: dict[str, Tensor] = {}
