@@ -20,7 +20,7 @@ class Device(str, Enum):
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with every setting of this stage.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'edge-sdk export'.")]
 SOURCES = (
-    "Video file, folder of frames, camera:0, v4l2:///dev/video0, csi://0, rtsp://HOST/PATH, or "
+    "Video file, folder of frames, camera:0, v4l2:///dev/video0, csi://0, rtsp://HOST/PATH, joined:A,B, or "
     "synthetic:SCENE?height=..&width=..&frames=.."
 )
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCES)]
