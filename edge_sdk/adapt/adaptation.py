@@ -4,68 +4,42 @@ Who does what:
 
 - the thread that runs the frames calls what :class:`edge_sdk.runtime.learning.Learning` lists; none of it waits, unless
   learning is in turn;
-- a worker thread waits for the trainer, prepares and probes engines;
-- the trainer learns, in a process of its own.
+- a worker thread waits for the trainer, and prepares and probes engines, see :mod:`edge_sdk.adapt.teaching`;
+- the trainer learns, in a process of its own;
+- one more thread writes the log and the state, see :mod:`edge_sdk.adapt.ledger`.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_sdk.adapt.given import FrameCopies, Given
+from edge_sdk.adapt.journal import Event
+from edge_sdk.adapt.keep import Learnt, keep_bundle, now
+from edge_sdk.adapt.ledger import AdaptStatus, Ledger, TrainerState
+from edge_sdk.adapt.prepare import Preparation, Prepared, learning_cores
+from edge_sdk.adapt.process import TRAINER
+from edge_sdk.adapt.recorded import RecordedMasks
 from edge_sdk.adapt.settings import AdaptSettings
+from edge_sdk.adapt.stride import StrideSchedule
+from edge_sdk.adapt.teaching import Outcome, Teaching
+from edge_sdk.adapt.worker import Worker
 from edge_sdk.bundle import FLOAT32, Bundle
+from edge_sdk.errors import BundleError, ClosedError, RecipeError, TrainerError
 from edge_sdk.runtime.engine import Backend, EngineOptions
 from edge_sdk.runtime.learning import Learning, NewEngines
-from edge_sdk.runtime.schedule import Schedule
 from edge_sdk.video.frame import Truth
 
 if TYPE_CHECKING:
-    from edge_sdk.adapt.journal import Event
     from edge_sdk.runtime.stream import Stream
 
-TrainerState = Literal["starting", "idle", "learning", "stopped", "closed"]
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptStatus:
-    """Where learning stands.
-
-    Attributes:
-        trainer: ``starting`` until it is ready, also after a restart; ``idle``; ``learning`` from a lesson until the
-            stream has taken what came of it or it was refused; ``stopped`` after too many restarts, the stream goes on
-            with the weights that it has; ``closed``.
-        version: of the weights that answer frames; 0 for the bundle's own.
-        stride: frames from teacher frame to teacher frame.
-        frames: of the stream, since its beginning or, where learning was resumed, that of the kept one.
-        teacher_frames: of those, answered by the teacher.
-        lessons: of those, learned from; the others came while a lesson was under way.
-        updates: optimiser steps in all.
-        agreement: of the student with the newest lesson's teacher after it; None before the first.
-        agreement_before: of the student with that teacher before the lesson.
-        refused: how often new weights were not taken.
-        restarts: how often the trainer was started again.
-        alarms: how many were raised.
-        last_error: what went wrong last, for people; empty where nothing has.
-    """
-
-    trainer: TrainerState = "starting"
-    version: int = 0
-    stride: int = 0
-    frames: int = 0
-    teacher_frames: int = 0
-    lessons: int = 0
-    updates: int = 0
-    agreement: float | None = None
-    agreement_before: float | None = None
-    refused: int = 0
-    restarts: int = 0
-    alarms: int = 0
-    last_error: str = ""
+__all__ = ["AdaptStatus", "Adaptation"]
 
 
 class Adaptation(Learning):
@@ -78,8 +52,8 @@ class Adaptation(Learning):
         settings: of the adaptation.
         source_name: where frames come from, for the log and for where kept weights came from.
         engine: the engine set in use, ``"float32"`` for the exported graphs.
-        on_event: called with every event that goes to the log; from the worker thread or the one that runs frames, so
-            it must be quick. What it raises is logged.
+        on_event: called with every event that goes to the log, on a thread of the learner's; it must be quick. What it
+            raises is logged.
         trainer: module that is run as the trainer's process.
 
     Attributes:
@@ -87,10 +61,11 @@ class Adaptation(Learning):
         learning_cores: the CPU cores that learning stays on; empty where the machine cannot say.
 
     Raises:
-        BundleError: the bundle cannot learn, it has no delta step, or nothing that ``swap`` asks for.
-        RecipeError: there are not as many cores as learning is to have, or labels are missing.
-        MissingFileError: the folder of recorded masks is not there.
-        OutputError: the state folder cannot be written.
+        BundleError: the bundle cannot learn.
+        RecipeError: the process has fewer cores than learning is to have, or the state is another bundle's.
+        MissingFileError, VideoError: the folder of recorded masks is not there, or holds none.
+        FileFormatError: the state is damaged.
+        OutputError: the state folder cannot be written, or another process holds it.
     """
 
     def __init__(
@@ -103,39 +78,106 @@ class Adaptation(Learning):
         *,
         engine: str = FLOAT32,
         on_event: Callable[[Event], None] | None = None,
-        trainer: str = "edge_sdk.adapt.trainer",
+        trainer: str = TRAINER,
     ) -> None:
-        self.schedule: Schedule
-        self.learning_cores: tuple[int, ...] = ()
-        raise NotImplementedError
+        self.bundle, self.settings, self.source_name = bundle, settings, source_name
+        self._in_turn, self._trainer = settings.pace == "in_turn", trainer
+        self._owns_thread = backend.owns_thread
+        self.learning_cores = learning_cores(settings)
+        self._preparation = Preparation(bundle, backend, options, engine, self.learning_cores)
+        self._recorded = None if settings.teacher is None else RecordedMasks(settings.teacher, bundle.size_hw)
+        self.schedule = StrideSchedule(settings.stride, settings.threshold, self._is_busy)
+        self._copies = FrameCopies(bundle.size_hw, bool(self._preparation.pair.state))
+        self._teaching: Teaching | None = None
+        self._stream: Stream | None = None
+        # Where learning stands for the stream's thread, the only one that changes it. Whatever happens beside, it
+        # changes in collect and keyframe alone: never between a decision and the keyframe that follows from it.
+        self._is_ready = self._is_learning = self._closed = False
+        self._given: Given | None = None
+        self._taking: Outcome | None = None
+        self._epoch, self._began = 0, now()
+        self._ledger = Ledger(bundle, settings, source_name, on_event)
+        self._worker = Worker(self._ledger)
 
     def attach(self, stream: Stream) -> None:
         """Start the trainer, and go on from the kept state where there is one; does not wait for the trainer.
 
         Raises:
+            BundleError: nothing in the engines in use is left open, and ``swap`` is ``refit``; or there is no delta
+                step.
             EngineError: the backend refuses the kept weights.
-            FileFormatError, ChecksumError: the state is damaged.
-            RecipeError: the state is another bundle's.
-            EdgeSdkError: the trainer's process cannot be started.
+            MissingFileError: they are not whole.
         """
-        raise NotImplementedError
+        engines, worker = stream.engines, self._worker
+        if engines.delta is None:
+            raise BundleError("adapt: the stream runs without the delta step, there is no student to learn.")
+        self._stream = stream
+        self._teaching = teaching = Teaching(
+            self.bundle, self.settings, self._preparation, {"keyframe": engines.keyframe, "delta": engines.delta},
+            self._ledger.folder_of, self.learning_cores, self._trainer, lambda: worker.closing,
+        )  # fmt: skip
+        session = self._ledger.session
+        if session is not None:
+            self.schedule.restore(session.stride)
+            if session.version:
+                worker.offer(teaching.resume(session.version, self._bind))
+        self._ledger.began()
+        worker.run(teaching, self._bind)
+
+    # What the stream calls.
 
     def collect(self) -> NewEngines | None:
-        """New engines that have passed the probe, once; never waits, unless learning is in turn."""
-        raise NotImplementedError
+        """New engines that have passed the probe, once; never waits."""
+        outcome = self._worker.outcome()
+        if outcome is None:
+            if not self._is_learning:
+                self._is_ready = self._worker.ready
+            return None
+        if outcome.taken is None:
+            self._settle(outcome)
+            return None
+        self._taking = outcome
+        return outcome.taken.engines
 
     def took(self, engines: NewEngines) -> None:
         """The stream uses ``engines`` from now on; those of before are closed, and the trainer may learn on."""
-        raise NotImplementedError
+        outcome, self._taking = self._taking, None
+        if outcome is None or outcome.taken is None or self._teaching is None:
+            raise RuntimeError("engines were taken that nobody gave")
+        old = self._teaching.take(outcome.taken)
+        if self._owns_thread:
+            for engine in old:
+                engine.close()
+        else:
+            self._worker.retire(old)
+        self._settle(outcome)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """A lesson is over; there may be another."""
+        given = self._given
+        if outcome.agreement is not None and given is not None and given.epoch == self._epoch:
+            self.schedule.observe(outcome.agreement)
+        self._ledger.lesson_over(outcome, given, self.schedule.state, self._version)
+        self._is_learning, self._is_ready = False, self._worker.ready
+        self._worker.woken()
 
     def label(self, seq: int, truth: Truth | None) -> np.ndarray | None:
         """The recorded teacher's answer, (H, W) uint8; None where the bundle's teacher is to be run.
 
         Raises:
-            MissingFileError, FileFormatError, ShapeError: the recorded mask is not there, or is of another size.
+            MissingFileError, VideoError: the recorded mask is not there, or is of another size.
             RecipeError: the source's labels are the teacher's, and this frame has none.
         """
-        raise NotImplementedError
+        if self._recorded is not None:
+            return self._recorded.mask(seq)
+        if not self.settings.truth:
+            return None
+        if truth is None or truth.mask is None:
+            raise RecipeError(
+                f"adapt: 'truth' asks for the source's labels, and frame {seq} has none.",
+                hint="Give a source with labels, or a folder of masks as 'teacher'.",
+            )
+        return truth.mask
 
     def keyframe(self, seq: int, image: np.ndarray, mask: np.ndarray) -> bool:
         """Learn from a teacher frame, unless a lesson is under way; with ``pace="in_turn"`` it waits for the outcome.
@@ -147,32 +189,83 @@ class Adaptation(Learning):
 
         Returns:
             Whether the student is to answer this frame in the teacher's place.
+
+        Raises:
+            TrainerError: learning is in turn, and has stopped.
         """
-        raise NotImplementedError
+        if self._in_turn and not self._closed:
+            self._worker.wait_ready()
+            self._check_going()
+            self._is_ready = True
+        self._copies.keyframe(seq, image)
+        learns = self._trainer_state == "idle"
+        state = self.schedule.state
+        self._ledger.teacher_frame(seq, state.stride, self._version, lesson=learns)
+        if learns:
+            self._is_learning = True
+            self._given = given = self._copies.give(seq, image, mask, state.frame, self._epoch)
+            self._worker.give(given)
+            if self._in_turn:
+                self._worker.wait_outcome()
+                self._check_going()
+        return self.settings.answer == "student"
+
+    def _check_going(self) -> None:
+        if self._worker.stopped:
+            raise TrainerError(
+                f"adapt: learning in turn has stopped: {self._worker.stopped}",
+                hint="Repair that, or learn with pace 'beside', where the stream goes on.",
+            )
 
     def reset(self) -> None:
-        """A new stream begins: the stride is at its minimum again; weights stay as they are."""
-        raise NotImplementedError
+        """A new stream begins: the stride is at its minimum again; weights stay as they are.
+
+        Before the first frame after a resume the kept stride stays: it is that stream that goes on.
+        """
+        self._epoch += 1
+        session = self._ledger.session
+        if session is not None and self._given is None and not self._copies.any_keyframe:
+            self.schedule.restore(session.stride)
 
     def close(self) -> None:
         """End the trainer and the worker, and keep the state where one is kept; closing twice does nothing."""
-        raise NotImplementedError
+        if self._closed:
+            return
+        self._closed = True
+        teaching = self._teaching
+        if teaching is not None and teaching.process.learning:
+            self._worker.closing = True
+            teaching.process.kill()  # its lesson is of no use any more
+        self._worker.close()
+        if teaching is not None:
+            teaching.process.close()
+            for outcome in (self._worker.outcome(), self._taking):
+                if outcome is not None:
+                    teaching.discard(outcome)
+            self._ledger.save(self.schedule.state, teaching.version)
+            teaching.close()
+        self._ledger.close()
+
+    # What anybody may call.
 
     def wait_idle(self, timeout_s: float | None = None) -> bool:
-        """Wait until the trainer is ready and has no lesson under way, or learning has stopped; not from the frames'
-        thread while a lesson's engines wait to be collected.
+        """Wait until nothing is under way beside the stream; what came of a lesson is taken with the next frame.
 
         Returns:
             Whether it came to that within ``timeout_s`` seconds.
         """
-        raise NotImplementedError
+        return self._worker.wait_idle(lambda: self._is_learning, timeout_s)
 
     def status(self) -> AdaptStatus:
         """Where learning stands; any thread may ask."""
-        raise NotImplementedError
+        state = self.schedule.state
+        return replace(
+            self._ledger.counts, trainer=self._trainer_state, version=self._version, stride=state.stride,
+            frames=state.frame,
+        )  # fmt: skip
 
     def keep(self, out: str | Path, sign_key: str | Path | None = None, release: int | None = None) -> Bundle:
-        """Write a bundle with the weights in use, see :func:`edge_sdk.adapt.keep.keep_bundle`.
+        """Write a bundle with the weights in use, see :func:`edge_sdk.adapt.keep.keep_bundle`; any thread may.
 
         Args:
             out: the folder to make.
@@ -180,8 +273,48 @@ class Adaptation(Learning):
             release: number of the release that is signed; None for one more than the base bundle's.
 
         Raises:
-            BundleError, OutputError, SignatureError: as :func:`edge_sdk.bundle.write_bundle` and
-                :func:`edge_sdk.bundle.sign_bundle`.
             ClosedError: learning has ended.
+            EdgeSdkError: as :func:`edge_sdk.adapt.keep.keep_bundle`.
         """
-        raise NotImplementedError
+        if self._closed or self._teaching is None:
+            raise ClosedError("adapt: learning has ended.", hint="Keep a bundle while the runner is open.")
+        status = self.status()
+        with tempfile.TemporaryDirectory(prefix="edge-sdk-keep-") as scratch:
+            copied = Path(scratch) / "version"
+            version = self._ledger.copy_version(lambda: self._version, copied)
+            return keep_bundle(
+                self.bundle, copied if version else None, self._learnt(replace(status, version=version)), out,
+                sign_key=sign_key, release=release,
+            )  # fmt: skip
+
+    def _learnt(self, status: AdaptStatus) -> Learnt:
+        return Learnt(
+            base=self.bundle.manifest.name, base_manifest_sha256=self.bundle.manifest_sha256,
+            version=status.version, source=self.source_name, frames=status.frames,
+            teacher_frames=status.teacher_frames, lessons=status.lessons, updates=status.updates,
+            agreement=status.agreement, settings=self.settings, began=self._began, kept=now(),
+        )  # fmt: skip
+
+    @property
+    def _version(self) -> int:
+        return 0 if self._teaching is None else self._teaching.version
+
+    @property
+    def _trainer_state(self) -> TrainerState:
+        if self._closed:
+            return "closed"
+        if self._worker.stopped:
+            return "stopped"
+        if self._is_learning:
+            return "learning"
+        return "idle" if self._is_ready else "starting"
+
+    def _is_busy(self) -> bool:
+        return not self._in_turn and self._trainer_state in ("starting", "learning")
+
+    def _bind(self, prepared: Prepared) -> NewEngines:
+        """Engines on the stream's buffers; on the worker's thread."""
+        if self._stream is None:
+            raise ClosedError("adapt: there is no stream.")
+        seq, image = self._copies.last_keyframe()
+        return self._stream.bind_new(prepared.keyframe, prepared.delta, seq, image)
