@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 
-import edge_sdk
 from edge_sdk.adapt.channel import HINT, Layout, Reply, RunnerChannel, TrainerGoneError
+from edge_sdk.adapt.child import Child, last_line
 from edge_sdk.adapt.messages import Keep, Learned, Start, Stop, Undo
 from edge_sdk.errors import ClosedError, TrainerError
 
 TRAINER = "edge_sdk.adapt.trainer"
-# Not as a module: that would look into the working directory first. The parent's path is passed on instead.
-_START = (
-    "import runpy, sys; sys.path[:] = filter(None, sys.path); "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-)
-_LAST_LINES, _LONGEST_LINE = 40, 2000
 _GRACE_S = 5.0
 # A wait without end looks this often whether the patience is over.
 _SLICE_S = 1.0
@@ -62,9 +51,9 @@ class RestartBudget:
 class TrainerProcess:
     """A trainer in a process of its own, one after the other where they die; none runs until :meth:`start`.
 
-    One thread may call :meth:`lesson` and :meth:`send` while another is in :meth:`receive`. After any
-    :class:`TrainerError` but the budget's the process has been killed: :meth:`restart` is what can follow. The process
-    dies with this one, and :meth:`close` leaves nothing behind.
+    One thread may call :meth:`lesson` and :meth:`send`, which never wait long, while another is in :meth:`receive`.
+    After any :class:`TrainerError` but the budget's the process is gone or going: :meth:`restart` is what can follow.
+    The process dies with this one, and :meth:`close` leaves nothing behind.
 
     Args:
         layout: of the shared memory; each process has one of its own.
@@ -94,47 +83,58 @@ class TrainerProcess:
             restarts, restart_window_s, patience_s, clock
         )  # fmt: skip
         self._budget = RestartBudget(restarts, restart_window_s, clock)
-        self._channel: RunnerChannel | None = None
-        self._child: _Child | None = None
+        # Channel and process change together, whichever thread looks.
+        self._running: tuple[RunnerChannel, Child] | None = None
+        self._starting = threading.Lock()
+        self._closed = False
         self.restarted = 0
 
     @property
     def alive(self) -> bool:
         """Whether a trainer runs."""
-        return self._child is not None and self._child.alive
+        running = self._running
+        return running is not None and running[1].alive
 
     @property
     def learning(self) -> bool:
         """Whether a lesson is under way with a trainer that runs."""
-        return self.alive and self._channel is not None and self._channel.learning
+        running = self._running
+        return running is not None and running[0].learning and running[1].alive
 
     @property
     def pid(self) -> int | None:
         """Of the process that runs, or ran last; None where there was none."""
-        return self._child.pid if self._child else None
+        running = self._running
+        return running[1].pid if running else None
 
     @property
     def last_words(self) -> str:
         """The last lines that the trainer wrote to stdout or stderr."""
-        return self._child.last_words if self._child else ""
+        running = self._running
+        return running[1].last_words if running else ""
 
     def start(self, start: Start) -> None:
         """Start the first process and send ``start``; its ``Ready`` comes by :meth:`receive`.
 
         Raises:
             TrainerError: it cannot be started, or one runs already.
+            ClosedError: after :meth:`close`.
             OutputError: no room for the shared memory.
         """
-        if self.alive:
-            raise TrainerError("a trainer is running already.")
-        self.kill()
-        self._channel = channel = RunnerChannel(self._layout, self._clock)
-        try:
-            self._child = _Child([*self._command, *channel.arguments], channel.fds)
-        except BaseException:
+        with self._starting:
+            if self._closed:
+                raise ClosedError("the trainer's process was closed.")
+            if self.alive:
+                raise TrainerError("a trainer is running already.", hint="Restart it instead.")
             self.kill()
-            raise
-        channel.handed_over()
+            channel = RunnerChannel(self._layout, self._clock)
+            try:
+                child = Child([*self._command, *channel.arguments], channel.fds)
+            except BaseException:
+                channel.close()
+                raise
+            channel.handed_over()
+            self._running = channel, child
         self.send(start)
 
     def restart(self, start: Start) -> None:
@@ -142,13 +142,14 @@ class TrainerProcess:
 
         Raises:
             TrainerError: it was started again too often, or cannot be started.
+            ClosedError: after :meth:`close`.
             OutputError: no room for the shared memory.
         """
         self.kill()
         if not self._budget.take():
             raise TrainerError(
-                f"the trainer ended again after {self._restarts} restarts within {self._window_s:g} s"
-                f"{_said(self.last_words)}.",
+                f"the trainer ended, and was started again {self._restarts} times within {self._window_s:g} s already"
+                f"{last_line(self.last_words)}.",
                 hint="Learning stops here; repair what the trainer says, or raise 'restarts'.",
             )
         self.restarted += 1
@@ -160,7 +161,7 @@ class TrainerProcess:
         Raises:
             TrainerError: the trainer is gone, or does not read.
         """
-        self._guarded(lambda channel: channel.send(message))
+        self._quickly(lambda channel: channel.send(message))
 
     def lesson(self, seq: int, image: np.ndarray, label: np.ndarray) -> None:
         """Give a lesson; its report comes by :meth:`receive`.
@@ -178,7 +179,7 @@ class TrainerProcess:
             raise TrainerError(
                 f"lesson on frame {seq}: the one before is still under way.", hint="Wait for it."
             )
-        self._guarded(lambda channel: channel.lesson(seq, image, label))
+        self._quickly(lambda channel: channel.lesson(seq, image, label))
 
     def receive(self, timeout_s: float | None = None) -> Reply | None:
         """The next message from the trainer; None where none came in time.
@@ -189,11 +190,11 @@ class TrainerProcess:
         Raises:
             TrainerError: the trainer ended, with its last words; it does not answer; or it broke the agreement.
         """
-        return self._guarded(lambda channel: self._patient(channel, timeout_s))
+        return self._guarded(lambda channel, child: self._patient(channel, child, timeout_s))
 
     def mask(self) -> np.ndarray:
         """The trainer's own answer to the last lesson's frame, with what it learned: (H, W) uint8, copied."""
-        return self._guarded(RunnerChannel.mask)
+        return self._guarded(lambda channel, _: channel.mask())
 
     def graph(self, learned: Learned, step: str) -> bytes:
         """A step's new graph, copied and checked against ``learned``.
@@ -201,7 +202,7 @@ class TrainerProcess:
         Raises:
             TrainerError: it does not fit, or its SHA-256 is not the one reported.
         """
-        return self._guarded(lambda channel: channel.graph(learned, step))
+        return self._guarded(lambda channel, _: channel.graph(learned, step))
 
     def weights(self, learned: Learned) -> dict[str, np.ndarray]:
         """The open layers' new weights by name, copied and checked; float32 or float16, read-only.
@@ -209,153 +210,73 @@ class TrainerProcess:
         Raises:
             TrainerError: they do not fit, or are damaged.
         """
-        return self._guarded(lambda channel: channel.weights(learned))
+        return self._guarded(lambda channel, _: channel.weights(learned))
 
     def kill(self) -> None:
         """End the process at once, whatever it does; it can be started again. Killing twice does nothing."""
-        self._end(self._channel, self._child)
+        running = self._running
+        if running is not None:
+            _end(*running)
 
     def close(self, grace_s: float = 2.0) -> None:
-        """Ask the trainer to stop, and kill it where it has not ended after ``grace_s`` seconds."""
-        channel, child = self._channel, self._child
-        if channel is not None and child is not None and child.alive:
+        """Ask the trainer to stop, and kill it where it has not ended after ``grace_s`` seconds; none can follow it."""
+        with self._starting:
+            self._closed = True
+        running = self._running
+        if running is not None and running[1].alive:
             # Where it cannot be asked it is killed all the same.
             with contextlib.suppress(TrainerError):
-                channel.send(Stop())
-                child.wait(grace_s)
+                running[0].send(Stop())
+                running[1].wait(grace_s)
         self.kill()
 
-    def _guarded(self, call: Callable[[RunnerChannel], T]) -> T:
-        """``call``, and the process killed where it has broken the agreement or ended."""
-        channel, child = self._channel, self._child
-        if channel is None or child is None:
+    def _present(self) -> tuple[RunnerChannel, Child]:
+        if self._running is None:
             raise TrainerError("no trainer runs.", hint="Start one first.")
+        return self._running
+
+    def _guarded(self, call: Callable[[RunnerChannel, Child], T]) -> T:
+        """``call``, and the process killed and buried where it has broken the agreement or ended."""
+        channel, child = self._present()
         try:
-            return call(channel)
+            return call(channel, child)
         except (TrainerGoneError, ClosedError):
             child.wait(_GRACE_S)  # it is ending; its exit code says more than a kill would
-            self._end(channel, child)
-            raise TrainerError(f"the trainer {child.fate}{_said(child.last_words)}.", hint=HINT) from None
+            _end(channel, child)
+            raise child.obituary() from None
         except TrainerError:
-            self._end(channel, child)
+            _end(channel, child)
             raise
 
-    def _patient(self, channel: RunnerChannel, timeout_s: float | None) -> Reply | None:
+    def _quickly(self, call: Callable[[RunnerChannel], None]) -> None:
+        """``call`` for a thread that has frames to run: what has to be waited for is left to who receives."""
+        channel, child = self._present()
+        try:
+            call(channel)
+        except (TrainerGoneError, ClosedError):
+            raise child.obituary() from None
+        except TrainerError:
+            child.kill()
+            raise
+
+    def _patient(self, channel: RunnerChannel, child: Child, timeout_s: float | None) -> Reply | None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = _SLICE_S if deadline is None else max(0.0, deadline - time.monotonic())
-            message = channel.receive(min(left, _SLICE_S))
+            # Looked at before, so that its last message is not missed.
+            dead = not child.alive
+            message = channel.receive(0 if dead else min(left, _SLICE_S))
             if message is not None:
                 return message
+            if dead:  # and something that it has left behind holds its end open
+                raise TrainerGoneError("the trainer has ended.", hint=HINT)
             if channel.waiting_s > self._patience_s:
                 raise TrainerError(f"the trainer has not answered for {self._patience_s:g} s.", hint=HINT)
             if left <= _SLICE_S and deadline is not None:
                 return None
 
-    @staticmethod
-    def _end(channel: RunnerChannel | None, child: _Child | None) -> None:
-        if child is not None:
-            child.end()
-        if channel is not None:
-            channel.close()
 
-
-class _Child:
-    """One process in a session of its own, with a thread that starts it, hears it out and buries it.
-
-    Linux sends a parent's death signal when the *thread* that started the process ends, so that must be one that lives
-    as long as the process; the caller's may be gone long before.
-
-    Args:
-        command: module and arguments.
-        fds: file descriptors that it gets.
-
-    Raises:
-        TrainerError: it cannot be started.
-    """
-
-    def __init__(self, command: Sequence[str], fds: Sequence[int]) -> None:
-        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        # Held while a signal is sent, so that the process is still there, at least unburied: its number is its own.
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._refusal: OSError | None = None
-        self._buried = False
-        started = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(command, fds, started), name="edge-sdk-trainer", daemon=True
-        )
-        self._thread.start()
-        started.wait()
-        if self._process is None:
-            raise TrainerError(f"the trainer cannot be started: {self._refusal}.") from self._refusal
-        self.pid: int = self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        with self._lock:
-            if self._buried:
-                return False
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
-
-    @property
-    def last_words(self) -> str:
-        """Its last lines of output."""
-        return "\n".join(tuple(self._lines))
-
-    @property
-    def fate(self) -> str:
-        """How it ended, to follow "the trainer"."""
-        code = self._process.returncode if self._process is not None else None
-        if code is None:
-            return "closed its end and does not go"
-        if code == -signal.SIGKILL:
-            return "was killed (SIGKILL), as Linux does when memory runs out"
-        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-
-    def wait(self, timeout_s: float) -> None:
-        """Until it has ended, but not longer."""
-        deadline = time.monotonic() + timeout_s
-        # Not for the thread alone: something that the process left behind may hold its output open.
-        while self.alive and time.monotonic() < deadline:
-            self._thread.join(0.01)
-
-    def end(self) -> None:
-        """Kill it with all that it started. What even the system cannot end is left behind after 5 s."""
-        with self._lock:
-            if not self._buried:
-                os.killpg(self.pid, signal.SIGKILL)
-        self._thread.join(_GRACE_S)
-
-    def _run(self, command: Sequence[str], fds: Sequence[int], started: threading.Event) -> None:
-        try:
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-c", _START, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, pass_fds=fds, env=_environment(), start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            self._refusal = error
-            return
-        finally:
-            started.set()
-        with cast("IO[bytes]", process.stdout) as output:
-            while line := output.readline(_LONGEST_LINE):
-                self._lines.append(line.decode(errors="replace").rstrip())
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        with self._lock:
-            os.killpg(process.pid, signal.SIGKILL)  # what it started and left behind
-            process.wait()
-            self._buried = True
-
-
-def _environment() -> dict[str, str]:
-    """This process's, with modules to be found where this one finds them: a bundle may name a factory of the user's."""
-    package = str(Path(edge_sdk.__file__).resolve().parents[1])
-    path = [entry or os.getcwd() for entry in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*path, package]))}
-
-
-def _said(words: str) -> str:
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return f": {lines[-1][-300:].rstrip('.')}" if lines else ""
+def _end(channel: RunnerChannel, child: Child) -> None:
+    child.kill()
+    child.bury()
+    channel.close()

@@ -17,7 +17,7 @@ from edge_sdk.adapt.channel import Layout
 from edge_sdk.adapt.messages import Failed, Keep, Kept, Learned, Ready, Start, Undo
 from edge_sdk.adapt.process import RestartBudget, TrainerProcess
 from edge_sdk.adapt.settings import AdaptSettings
-from edge_sdk.errors import ShapeError, TrainerError
+from edge_sdk.errors import ClosedError, ShapeError, TrainerError
 from tests.cameras import SimulatedClock
 from tests.fake_trainer import FIRST, MODULE, WEIGHT, Plan, answer
 
@@ -220,8 +220,11 @@ def test_closing_does_not_wait_for_one_that_hangs(trainer, monkeypatch) -> None:
     assert not trainer.alive
     trainer.close()
     trainer.kill()
-    with pytest.raises(TrainerError, match="was killed"):
+    with pytest.raises(TrainerError, match=r"the trainer was ended\."):
         trainer.receive()
+    for again in (trainer.start, trainer.restart):
+        with pytest.raises(ClosedError, match="closed"):
+            again(START)
 
 
 def test_killing_wakes_the_thread_that_receives(trainer, monkeypatch) -> None:
@@ -239,7 +242,7 @@ def test_killing_wakes_the_thread_that_receives(trainer, monkeypatch) -> None:
     waiting.start()
     trainer.kill()
     waiting.join(10)
-    assert len(seen) == 1
+    assert [str(error) for error in seen] == ["the trainer was ended. The trainer has to be started again."]
 
 
 def test_what_the_trainer_started_ends_with_it(trainer, monkeypatch) -> None:
@@ -295,7 +298,7 @@ def test_one_that_dies_again_and_again_is_given_up(clock, trainer, monkeypatch) 
         trainer.receive(30)
     for _ in range(20):
         with pytest.raises(
-            TrainerError, match=r"again after 2 restarts within 600 s: out of luck.*'restarts'"
+            TrainerError, match=r"again 2 times within 600 s already: out of luck\..*'restarts'"
         ):
             trainer.restart(START)
     assert len(pids) == 3
