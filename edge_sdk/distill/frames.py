@@ -134,6 +134,8 @@ class View:
         self.to_source = np.array(
             [[step, 0, left + (win_w - 1 / zoom if mirror else 0)], [0, 1 / zoom, top], [0, 0, 1]]
         )
+        if augment.turn is not None:
+            self.to_source = self.to_source @ _turned(np.deg2rad(rng.uniform(-1, 1) * augment.turn), self.out_hw)
         gain = 1 + rng.uniform(-1, 1, 3) * augment.colour * 0.5 + rng.uniform(-1, 1) * augment.colour
         offset = rng.uniform(-1, 1) * augment.colour * 64
         levels = np.arange(256)[:, None] * gain + offset
@@ -155,6 +157,19 @@ class View:
             mask, self.to_source, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT, borderValue=float(ignore),
         )  # fmt: skip
+
+
+def _turned(angle: float, size_hw: tuple[int, int]) -> np.ndarray:
+    """Rotation (3, 3) about the middle of a picture, in radians."""
+    middle_y, middle_x = (size_hw[0] - 1) / 2, (size_hw[1] - 1) / 2
+    sine, cosine = np.sin(angle), np.cos(angle)
+    return np.array(
+        [
+            [cosine, -sine, middle_x - cosine * middle_x + sine * middle_y],
+            [sine, cosine, middle_y - sine * middle_x - cosine * middle_y],
+            [0, 0, 1],
+        ]
+    )
 
 
 class FrameToInput(nn.Module):

@@ -54,12 +54,15 @@ class Augment(Settings):
         scale: range of the random zoom before cropping.
         flip: chance of a horizontal mirror.
         colour: half-range of random gain and offset, relative to full scale.
+        turn: largest rotation either way, in degrees; ``None`` does not rotate. 180 suits a camera that may look from any
+            side, such as straight down.
     """
 
     crop_hw: tuple[Positive, Positive] | None = None
     scale: tuple[float, float] = (0.5, 2.0)
     flip: Share = 0.5
     colour: Share = 0.2
+    turn: Annotated[float, Field(gt=0, le=180)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Augment:

@@ -82,6 +82,24 @@ def test_a_mirrored_view_is_the_mirror_image() -> None:
     assert 0.2 < np.mean(chances) < 0.4
 
 
+def test_a_turned_crop_is_turned_about_its_middle_and_no_draw_is_spent_without() -> None:
+    image = np.zeros((*HW, 3), np.uint8)
+    image[: HW[0] // 2, : HW[1] // 2] = 200
+    plain = Augment(scale=(1, 1), flip=0, colour=0)
+    turned = [View(np.random.default_rng(i), plain.model_copy(update={"turn": 180.0}), HW) for i in range(40)]
+    angles = [np.arctan2(view.to_source[1, 0], view.to_source[0, 0]) for view in turned]
+    assert min(angles) < -2
+    assert max(angles) > 2
+    middle = np.array([(HW[1] - 1) / 2, (HW[0] - 1) / 2, 1])
+    straight = View(np.random.default_rng(0), plain, HW)
+    for view in turned:
+        assert view.to_source @ middle == pytest.approx(straight.to_source @ middle)
+        inside = view.mask(np.ones(HW, np.uint8), 255)
+        assert set(np.unique(inside)) <= {1, 255}
+        assert (inside == 1).mean() > 0.5
+
+
+
 def test_colour_is_one_draw_for_all_frames_of_a_view() -> None:
     image, mask = painted()
     view = View(np.random.default_rng(1), Augment(scale=(1, 1), flip=0, colour=0.4), HW)
