@@ -21,8 +21,11 @@ from edge_sdk.settings import Settings
 from edge_sdk.signing import read_signature
 from edge_sdk.update.probe import REFERENCE
 
-# Adds what was learned to a bundle's torch weights; in a process of its own, because torch is not for the device's.
-_MERGE = "edge_sdk.adapt.trainer.merge"
+# In a process of its own: torch is the trainer's, not this one's.
+_MERGE = (
+    "import sys, pathlib; from edge_sdk.adapt.trainer.kept import pair_weights; "
+    "base, kept, out = map(pathlib.Path, sys.argv[1:]); out.write_bytes(pair_weights(base, kept))"
+)
 _MERGE_LIMIT_S = 300.0
 _LAST_WORDS = 300
 
@@ -63,18 +66,18 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def merge_weights(base: Path, trainer: Path, out: Path) -> None:
+def merge_weights(base: Path, kept: Path, out: Path) -> None:
     """Write a bundle's torch weights anew, with those that a trainer has kept.
 
     Args:
         base: those of the bundle that learning began with.
-        trainer: ``trainer.pt`` of a kept version.
+        kept: folder of the version.
         out: file to write.
 
     Raises:
         TrainerError: it did not work.
     """
-    command = [sys.executable, "-m", _MERGE, str(base), str(trainer), str(out)]
+    command = [sys.executable, "-c", _MERGE, str(base.resolve()), str(kept.resolve()), str(out.resolve())]
     package = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)])}
     try:
@@ -96,7 +99,7 @@ def keep_bundle(
     *,
     sign_key: str | Path | None = None,
     release: int | None = None,
-    merge: Merge = merge_weights,
+    merge: Merge | None = None,
 ) -> Bundle:
     """Write a bundle with learned weights: the base with other graphs and torch weights, so that it can go on learning.
 
@@ -110,7 +113,7 @@ def keep_bundle(
         out: the folder to make; a bundle there is replaced.
         sign_key: file of the private key to sign with; None leaves it unsigned.
         release: number of the release that is signed; None for one more than the base's, or 1.
-        merge: writes the torch weights.
+        merge: writes the torch weights; None for :func:`merge_weights`.
 
     Returns:
         The bundle, opened and verified.
@@ -138,7 +141,7 @@ def keep_bundle(
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edge-sdk-keep-") as scratch:
-        bundle = write_bundle(out, manifest, _files(base, kept, Path(scratch), merge))
+        bundle = write_bundle(out, manifest, _files(base, kept, Path(scratch), merge or merge_weights))
     if sign_key is not None:
         sign_bundle(bundle, sign_key, _next_release(base) if release is None else release)
     return bundle
@@ -159,7 +162,7 @@ def _files(base: Bundle, kept: Path | None, scratch: Path, merge: Merge) -> dict
         if step in online.tensors:
             files[spec.graph] = kept / spec.graph
     weights = scratch / "weights.pt"
-    merge(base.path / online.weights, kept / "trainer.pt", weights)
+    merge(base.path / online.weights, kept, weights)
     files[online.weights] = weights
     return files
 

@@ -110,6 +110,10 @@ class Preparation:
         """Size of the step's graph, or engine, as the bundle has it; new weights make one of about that size."""
         return self._paths[step].stat().st_size
 
+    def name_of(self, step: StepName) -> str:
+        """Name of the step's graph, or engine, in the bundle; a kept version has it under the same."""
+        return dict(self.pair.steps.items())[step].graph
+
     def load(self, graphs: Mapping[StepName, bytes]) -> Prepared:
         """Engines of whole graphs, or of engines that the trainer built for this machine.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from edge_sdk import errors
 from edge_sdk.adapt.memory import Layout
 from edge_sdk.adapt.messages import Failed, Keep, Kept, Learned, Ready, Start, Undo
 from edge_sdk.adapt.prepare import Preparation, Prepared, thread_on
@@ -18,7 +21,7 @@ from edge_sdk.adapt.probe import Lesson, Probe, Student, Verdict, judge
 from edge_sdk.adapt.process import TRAINER, TrainerProcess
 from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.bundle import Bundle, StepName
-from edge_sdk.errors import ClosedError, EngineError, ShapeError, TrainerError
+from edge_sdk.errors import ChecksumError, ClosedError, EngineError, FileFormatError, ShapeError, TrainerError
 from edge_sdk.files import require_file
 from edge_sdk.runtime.engine import Engine
 from edge_sdk.runtime.learning import NewEngines
@@ -81,8 +84,8 @@ class TrainerLostError(TrainerError):
     """The trainer is gone, or was killed because it did what it may not do: it has to be started again."""
 
 
-class _FailedError(TrainerError):
-    """The trainer said itself that it cannot go on."""
+class _UnfitError(TrainerError):
+    """What the trainer was given is wrong, and would be so again."""
 
 
 class Teaching:
@@ -167,8 +170,8 @@ class Teaching:
             else:
                 self.process.restart(start)
             ready = self._answer(Ready)
-        except _FailedError:
-            raise  # what it was given is wrong, and would be again
+        except _UnfitError:
+            raise
         except TrainerError as error:
             if not first and self.process.restarted == before:
                 raise TrainerError(str(error)) from error  # out of restarts
@@ -214,14 +217,13 @@ class Teaching:
         """Engines of weights that were kept earlier; before the trainer is started.
 
         Raises:
-            MissingFileError: they are not whole.
+            MissingFileError, FileFormatError, ChecksumError: they are not whole.
             EngineError: the backend refuses them.
         """
-        folder, steps = self._folder_of(version), dict(self._bundle.manifest.steps.items())
-        graphs = {
-            name: require_file(folder / steps[name].graph, "kept weights", _OVER).read_bytes()
-            for name in self._preparation.learns
-        }
+        graphs = _kept_graphs(
+            self._folder_of(version),
+            {name: self._preparation.name_of(name) for name in self._preparation.learns},
+        )
         prepared = self._preparation.load(graphs)
         student = self._probe.bind(prepared.keyframe or self.in_use["keyframe"], prepared.delta)
         nothing = np.zeros((*self._bundle.size_hw, 3), np.uint8)
@@ -338,7 +340,33 @@ class Teaching:
                 return message
             if isinstance(message, Failed):
                 self.process.kill()
-                raise _FailedError(f"the trainer failed ({message.error}): {message.message}")
+                # Errors of ours are about files and settings; any other may be of the moment, such as no memory.
+                kind_of = _UnfitError if hasattr(errors, message.error) else TrainerError
+                raise kind_of(f"the trainer failed ({message.error}): {message.message}")
             if message is not None:
                 self.process.kill()
                 raise TrainerError(f"the trainer said '{message.kind}', expected '{kind.__name__}'.")
+
+
+def _kept_graphs(folder: Path, names: dict[StepName, str]) -> dict[StepName, bytes]:
+    """The graphs of a kept version, as they were written.
+
+    Raises:
+        MissingFileError, FileFormatError, ChecksumError: one is not there, or damaged.
+    """
+    record = require_file(folder / "version.json", "kept weights", _OVER)
+    try:
+        files = json.loads(record.read_text(encoding="utf-8"))["files"]
+        wanted = {step: str(files[name]["sha256"]) for step, name in names.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{record}: does not say what its graphs are ({error!r}).", hint=_OVER
+        ) from error
+    graphs: dict[StepName, bytes] = {}
+    for step, name in names.items():
+        graphs[step] = data = require_file(folder / name, "kept weights", _OVER).read_bytes()
+        if hashlib.sha256(data).hexdigest() != wanted[step]:
+            raise ChecksumError(
+                f"{folder / name}: its SHA-256 is not the one that {record.name} names.", hint=_OVER
+            )
+    return graphs
