@@ -81,6 +81,10 @@ class RecordingBackend:
         """Load a step with new weights; arguments and errors are the wrapped backend's."""
         return _Engine(self._inner.reload(path, options, content), self, self._steps[path])
 
+    def join_thread(self) -> None:
+        """Let the calling thread prepare engines; errors are the wrapped backend's."""
+        self._inner.join_thread()
+
     def open_lane(self) -> Lane:
         """A lane of the wrapped backend."""
         return self._inner.open_lane()

@@ -6,7 +6,7 @@ one stream is in buffers, and a bound step is an engine tied to one choice of bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -222,6 +222,18 @@ class Backend(Protocol):
         """
         ...
 
+    def join_thread(self) -> None:
+        """Let the calling thread load, bind, run and close beside the one that loaded the engines in use.
+
+        A thread that prepares engines beside the frames calls it first; without ``owns_thread`` it does nothing. What
+        such a thread starts without a lane runs beside the frames; nobody but the two threads orders it.
+
+        Raises:
+            ClosedError: no engine of this backend is open.
+            EngineError: it is not known which thread's engines are meant, or the machine refuses.
+        """
+        ...
+
     def open_lane(self) -> Lane:
         """A lane beside the main one, of lower priority where the machine knows priorities."""
         ...
@@ -289,15 +301,24 @@ def check_weights(engine: Engine, weights: Mapping[str, np.ndarray]) -> None:
         EngineError: a name is missing or unknown.
         ShapeError: an array has another shape or dtype.
     """
-    specs = {spec.name: spec for spec in engine.refittable}
-    for name in sorted(set(specs) ^ set(weights)):
-        what = "is missing" if name in specs else "is no weight that the engine leaves open"
-        raise EngineError(
-            f"refit: '{name}' {what}.", hint="Export the bundle with the layers to be exchanged under 'open'."
-        )
-    for name, spec in specs.items():
-        given = weights[name]
+    check_weight_names(engine, weights)
+    for spec in engine.refittable:
+        name, given = spec.name, weights[spec.name]
         if (given.shape, str(given.dtype)) != (spec.shape, spec.dtype):
             raise ShapeError(
                 f"refit: '{name}' expects {spec.shape} {spec.dtype}, got {given.shape} {given.dtype}."
             )
+
+
+def check_weight_names(engine: Engine, names: Iterable[str]) -> None:
+    """Check that ``names`` are those of the open places of ``engine``; for backends.
+
+    Raises:
+        EngineError: one is missing or unknown.
+    """
+    places = {spec.name for spec in engine.refittable}
+    for name in sorted(places ^ set(names)):
+        what = "is missing" if name in places else "is no weight that the engine leaves open"
+        raise EngineError(
+            f"refit: '{name}' {what}.", hint="Export the bundle with the layers to be exchanged under 'open'."
+        )

@@ -86,6 +86,9 @@ class OrtBackend:
             ) from error
         return OrtEngine(session, file)
 
+    def join_thread(self) -> None:
+        """Sessions may be used from any thread."""
+
     def open_lane(self) -> ThreadLane:
         """A worker thread beside the caller's."""
         return ThreadLane()

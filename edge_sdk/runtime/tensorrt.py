@@ -8,11 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edge_sdk.errors import EngineError
+import numpy as np
+
+from edge_sdk.errors import EngineError, ShapeError
 from edge_sdk.optional import require
 from edge_sdk.runtime.cuda.device import CudaDevice, CudaOptions
 from edge_sdk.runtime.cuda.engine import CudaBackend, CudaEngine
-from edge_sdk.runtime.engine import EngineOptions
+from edge_sdk.runtime.engine import EngineOptions, check_weight_names
 from edge_sdk.tensors import TensorSpec
 
 # JetPack's and the desktop's own, and its drop-in for RTX cards.
@@ -61,10 +63,6 @@ class TensorRtBackend(CudaBackend):
         with self.device() as device, device:
             return TensorRtEngine(trt, device, path, built)
 
-    def reload(self, path: Path, options: EngineOptions, content: bytes) -> TensorRtEngine:
-        """Deserialise a step with new weights, built for this machine; see :meth:`load`."""
-        return self.load(path, options, content)
-
 
 class TensorRtEngine(CudaEngine):
     """One engine; made by :class:`TensorRtBackend`. The device's context is current.
@@ -74,7 +72,7 @@ class TensorRtEngine(CudaEngine):
     """
 
     def __init__(self, trt: ModuleType, device: CudaDevice, path: Path, built: bytes) -> None:
-        self._log = _logger(trt)
+        self._trt, self._log = trt, _logger(trt)
         self._runtime: Any = trt.Runtime(self._log)
         # A version-compatible plan holds code; the plan's checksum is that of what was built here.
         self._runtime.engine_host_code_allowed = True
@@ -91,6 +89,69 @@ class TensorRtEngine(CudaEngine):
             [specs[name] for name in inputs],
             [specs[name] for name in names if name not in inputs],
         )
+        # A standby engine is made of it for each exchange of weights.
+        self._built = built if engine.refittable else b""
+        self._open = self._open_weights() if engine.refittable else ()
+
+    @property
+    def refittable(self) -> tuple[TensorSpec, ...]:
+        """The weights that the plan leaves open. TensorRT knows their number, not their shape: each is one row."""
+        return self._open
+
+    def refitted(self, weights: Mapping[str, np.ndarray]) -> TensorRtEngine:
+        """A standby engine of the same plan with other weights; one that TensorRT refuses to complete is discarded.
+
+        Args:
+            weights: for every name in :attr:`refittable` as many values, in any shape; of the plan's own type, or
+                float32 where that is float16.
+
+        Raises:
+            ClosedError: the engine is closed.
+            EngineError: the plan leaves none open, a name is missing or unknown, a value is too large for float16, or
+                TensorRT refuses.
+            ShapeError: an array has another number of values or type.
+        """
+        self._check_open()
+        if not self._open:
+            raise EngineError(
+                f"engine {self.path}: its plan leaves no weights open.",
+                hint="Build with 'tensorrt: {refittable: true}', or give AdaptSettings(swap='engine').",
+            )
+        check_weight_names(self, weights)
+        values = {spec.name: _values(weights[spec.name], spec) for spec in self._open}
+        with self.device:
+            other = TensorRtEngine(self._trt, self.device, self.path, self._built)
+            try:
+                other._refit(values)
+            except BaseException:
+                other.close()
+                raise
+        return other
+
+    def _refit(self, values: Mapping[str, np.ndarray]) -> None:
+        """Give the engine, which has no executions yet, every open weight.
+
+        Raises:
+            EngineError: TensorRT refuses; part of the weights may be new then.
+        """
+        refitter = self._trt.Refitter(self._engine, self._log)
+        for name, value in values.items():
+            if not refitter.set_named_weights(name, self._trt.Weights(value)):
+                raise self._failure(f"refit {self.path}: TensorRT takes no weights for '{name}'")
+        if missing := sorted(refitter.get_missing_weights()):
+            raise self._failure(f"refit {self.path}: TensorRT asks for more weights, first '{missing[0]}'")
+        if not refitter.refit_cuda_engine():
+            raise self._failure(f"refit {self.path}: TensorRT did not complete it, the engine is discarded")
+
+    def _open_weights(self) -> tuple[TensorSpec, ...]:
+        refitter = self._trt.Refitter(self._engine, self._log)
+        specs = []
+        for name in sorted(refitter.get_all_weights()):
+            weights = refitter.get_weights_prototype(name)
+            specs.append(
+                TensorSpec(name=name, shape=(weights.size,), dtype=_dtype(weights.dtype, name, self.path))
+            )
+        return tuple(specs)
 
     def open_execution(self, addresses: Mapping[str, int]) -> TensorRtExecution:
         """An execution context of its own, with an address for every tensor.
@@ -110,6 +171,7 @@ class TensorRtEngine(CudaEngine):
         """Release the engine, then its runtime."""
         self._engine = None
         self._runtime = None
+        self._built = b""
 
     def _failure(self, what: str, hint: str = "") -> EngineError:
         heard = self._log.last()
@@ -138,15 +200,30 @@ class TensorRtExecution:
 
 def _spec(engine: Any, name: str, path: Path) -> TensorSpec:
     shape = tuple(engine.get_tensor_shape(name))
-    dtype = engine.get_tensor_dtype(name).name
     if any(length < 0 for length in shape):
         raise EngineError(
             f"engine {path}: '{name}' has an axis of no fixed length: {shape}.",
             hint="Export the bundle with static shapes, and build it again.",
         )
-    if dtype not in _DTYPES:
-        raise EngineError(f"engine {path}: '{name}' is {dtype}; expected one of {', '.join(_DTYPES)}.")
-    return TensorSpec(name=name, shape=shape, dtype=_DTYPES[dtype])
+    return TensorSpec(name=name, shape=shape, dtype=_dtype(engine.get_tensor_dtype(name), name, path))
+
+
+def _dtype(dtype: Any, name: str, path: Path) -> str:
+    if dtype.name not in _DTYPES:
+        raise EngineError(f"engine {path}: '{name}' is {dtype.name}; expected one of {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype.name]
+
+
+def _values(given: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """``given`` as one row of the type that the plan holds; contiguous."""
+    halved = (str(given.dtype), spec.dtype) == ("float32", "float16")
+    if given.size != spec.shape[0] or not (halved or str(given.dtype) == spec.dtype):
+        raise ShapeError(
+            f"refit: '{spec.name}' expects {spec.shape[0]} values of {spec.dtype}, got {given.shape} {given.dtype}."
+        )
+    if halved and not bool((np.abs(given) <= np.finfo(np.float16).max).all()):
+        raise EngineError(f"refit: '{spec.name}' has values that float16 cannot hold.")
+    return np.ascontiguousarray(given, spec.dtype).reshape(-1)
 
 
 def _logger(trt: ModuleType) -> Any:

@@ -44,6 +44,8 @@ VARIABLES = {
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
+    "refitter": "Refitter",
+    "weights": "Weights",
 }
 # Where those names mean something else.
 NOT_IN = {"edge_sdk/build/tensorrt/builder.py", "edge_sdk/build/tensorrt/timing_cache.py"}
@@ -53,6 +55,8 @@ THROUGH_OTHERS = {
     "Builder.create_builder_config",
     "BuilderFlag.EXCLUDE_LEAN_RUNTIME",
     "BuilderFlag.REFIT",
+    "BuilderFlag.REFIT_INDIVIDUAL",
+    "INetworkDefinition.mark_weights_refittable",
     "BuilderFlag.TF32",
     "BuilderFlag.VERSION_COMPATIBLE",
     "IBuilderConfig.builder_optimization_level",

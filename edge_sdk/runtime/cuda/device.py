@@ -1,4 +1,4 @@
-"""The GPU as one thread sees it: its primary context, its streams, and who may call."""
+"""The GPU as one thread and its helpers see it: its primary context, its streams, and who may call."""
 
 from __future__ import annotations
 
@@ -74,9 +74,14 @@ class CudaDevice:
     it was. Everything else that needs the GPU happens inside such a block. The device is closed when the last of its
     users has left.
 
+    Other threads may join as helpers, to prepare engines beside the frames. What a helper runs goes to a stream of its
+    own, of lower priority: work that it put on the main stream would stand between two frames, or be captured into the
+    graph of another thread's step.
+
     Attributes:
         stream: the main stream; None when closed. Nobody else may hold it: it ends with the last reference, and an
             error's traceback can hold one for long.
+        books: held while the lists and counts of engines, buffers and users change.
 
     Raises:
         DependencyError: pycuda is not installed.
@@ -88,6 +93,8 @@ class CudaDevice:
         self.driver: ModuleType = require("pycuda.driver", "running on a GPU")
         self.native = NativeDriver()
         self._owner = threading.get_ident()
+        self._helpers: dict[int, CudaLane | None] = {}
+        self.books = threading.RLock()
         self._users = 0
         self._lost: str | None = None
         self._resources: list[Any] = []
@@ -139,7 +146,7 @@ class CudaDevice:
         Raises:
             EngineError: another thread owns it.
         """
-        if not self.mine:
+        if not self.admits:
             raise EngineError(
                 f"GPU: called from thread '{threading.current_thread().name}'; everything on a GPU happens on the "
                 "thread that loaded the engines.",
@@ -182,23 +189,56 @@ class CudaDevice:
         """Whether the calling thread owns it."""
         return threading.get_ident() == self._owner
 
+    def join(self) -> None:
+        """Let the calling thread help: load, bind, run and close beside the owner. Joining twice does nothing.
+
+        Raises:
+            ClosedError: the device is closed.
+            DeviceLostError: it has failed for good.
+            EngineError: it gives no stream.
+        """
+        caller = threading.get_ident()
+        if self.mine or caller in self._helpers:
+            return
+        self._helpers[caller] = None
+        try:
+            lane = self._helpers[caller] = CudaLane(self, helper=True)
+        except BaseException:
+            del self._helpers[caller]
+            raise
+        self.keep(lane)
+
+    @property
+    def lane(self) -> CudaDevice | CudaLane:
+        """Where the calling thread's steps run that are bound to no lane: the main stream, or the helper's own."""
+        return self if self.mine else self._helpers.get(threading.get_ident()) or self
+
+    @property
+    def admits(self) -> bool:
+        """Whether the calling thread may use it: its owner or a helper."""
+        return self.mine or threading.get_ident() in self._helpers
+
     def keep(self, resource: Any) -> None:
         """Close ``resource`` (it has ``close()``) with the device, where it has not been closed before."""
-        self._resources.append(resource)
+        with self.books:
+            self._resources.append(resource)
 
     def forget(self, resource: Any) -> None:
         """``resource`` has been closed."""
-        with suppress(ValueError):
+        with self.books, suppress(ValueError):
             self._resources.remove(resource)
 
     def enter_user(self) -> None:
         """Count one more engine or lane that needs the device."""
-        self._users += 1
+        with self.books:
+            self._users += 1
 
     def leave_user(self) -> None:
         """Count one less; after the last one the device is closed: buffers, stream, context."""
-        self._users -= 1
-        if self._users <= 0:
+        with self.books:
+            self._users -= 1
+            last = self._users <= 0
+        if last:
             self.close()
 
     def close(self) -> None:
@@ -228,7 +268,7 @@ class CudaDevice:
         context.push()
         self.stream = None
         context.pop()
-        self.native.release(context)
+        self.native.release(context, owned=self.mine)
 
     def _prefer_main(self) -> None:
         try:
@@ -238,16 +278,22 @@ class CudaDevice:
 
 
 class CudaLane:
-    """A stream beside the main one, of lower priority where the device knows priorities."""
+    """A stream beside the main one, of lower priority where the device knows priorities.
 
-    def __init__(self, device: CudaDevice) -> None:
-        self.device = device
+    Args:
+        device: of which.
+        helper: it is a helper's own: it keeps no device open, and ends with it.
+    """
+
+    def __init__(self, device: CudaDevice, *, helper: bool = False) -> None:
+        self.device, self._helper = device, helper
         try:
             with device:
                 self.stream: Any = device.driver.Stream(_NON_BLOCKING)
         except device.errors as error:
             raise device.failure("GPU: it gives no stream", error) from error
-        device.enter_user()
+        if not helper:
+            device.enter_user()
 
     def close(self) -> None:
         """Wait for what was started and release the stream; closing twice does nothing.
@@ -258,7 +304,8 @@ class CudaLane:
         if self.stream is None:
             return
         self.device.check_thread()
-        close_in_order(self._finish, self._drop, self.device.leave_user, quiet=self.device.lost)
+        leave = () if self._helper else (self.device.leave_user,)
+        close_in_order(self._finish, self._drop, *leave, quiet=self.device.lost)
 
     def _finish(self) -> None:
         if not self.device.lost:
@@ -266,7 +313,11 @@ class CudaLane:
                 self.stream.synchronize()
 
     def _drop(self) -> None:
-        self.stream = None
+        if self.device.lost:
+            self.stream = None
+            return
+        with self.device:
+            self.stream = None
 
 
 def _describe(driver: ModuleType, gpu: Any) -> CudaReport:

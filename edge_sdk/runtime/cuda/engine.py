@@ -82,7 +82,8 @@ class CudaEngine(ABC):
                 buffer = choose(device, spec)(device, spec) if host else device_only(device, spec)
         except device.errors as error:
             raise device.failure(f"buffer '{spec.name}' of {spec.size_bytes} bytes", error) from error
-        self._buffers = [*(found for found in self._buffers if not found.closed), buffer]
+        with device.books:
+            self._buffers = [*(found for found in self._buffers if not found.closed), buffer]
         return buffer
 
     def bind(self, buffers: Mapping[str, Buffer], lane: Lane | None = None) -> CudaStep:
@@ -90,7 +91,7 @@ class CudaEngine(ABC):
 
         Args:
             buffers: by graph input or output name.
-            lane: where it runs; None for the device's main stream.
+            lane: where it runs; None for the device's main stream, or a helper's own where a helper starts it.
 
         Raises:
             ClosedError: the engine or the lane is closed.
@@ -105,7 +106,8 @@ class CudaEngine(ABC):
                 raise EngineError(f"bind: the buffer for '{name}' is closed or not of this engine's device.")
             mine[name] = buffer
         step = CudaStep(self, mine, self._lane(lane))
-        self._steps.append(step)
+        with self.device.books:
+            self._steps.append(step)
         return step
 
     def close(self) -> None:
@@ -119,9 +121,12 @@ class CudaEngine(ABC):
         if self._closed:
             return
         self.device.check_thread()
-        self._closed = True
-        steps, self._steps = self._steps, []
-        buffers, self._buffers = self._buffers, []
+        with self.device.books:
+            if self._closed:
+                return
+            self._closed = True
+            steps, self._steps = self._steps, []
+            buffers, self._buffers = self._buffers, []
         close_in_order(
             *(step.close for step in steps),
             self._release,
@@ -132,8 +137,9 @@ class CudaEngine(ABC):
 
     def forget(self, step: CudaStep) -> None:
         """``step`` has been closed."""
-        if step in self._steps:
-            self._steps.remove(step)
+        with self.device.books:
+            if step in self._steps:
+                self._steps.remove(step)
 
     def _release(self) -> None:
         if self.device.lost:
@@ -142,9 +148,9 @@ class CudaEngine(ABC):
             with self.device:
                 self.release()
 
-    def _lane(self, lane: Lane | None) -> CudaDevice | CudaLane:
+    def _lane(self, lane: Lane | None) -> CudaLane | None:
         if lane is None:
-            return self.device
+            return None
         if not isinstance(lane, CudaLane) or lane.device is not self.device:
             raise EngineError(f"bind: expected a lane of this engine's device, got {type(lane).__name__}.")
         if lane.stream is None:
@@ -157,7 +163,7 @@ class CudaEngine(ABC):
         self.device.check_usable()
 
 
-class CudaBackend:
+class CudaBackend(ABC):
     """What the backends on a GPU share: a device a thread, opened with the first engine and closed with the last.
 
     Args:
@@ -167,6 +173,7 @@ class CudaBackend:
         report: what was chosen on this machine when a device was last opened; None before.
     """
 
+    name: str
     owns_thread = True
 
     def __init__(self, options: CudaOptions | None = None) -> None:
@@ -174,13 +181,47 @@ class CudaBackend:
         self.report: CudaReport | None = None
         self._devices: list[CudaDevice] = []
 
-    def reload(self, path: Path, options: EngineOptions, content: bytes) -> Engine:
-        """Load a step with new weights.
+    @abstractmethod
+    def load(self, path: Path, options: EngineOptions, built: bytes | None = None) -> CudaEngine:
+        """Load a graph, or an engine that was built for this machine; see :class:`edge_sdk.runtime.engine.Backend`."""
+
+    def reload(self, path: Path, options: EngineOptions, content: bytes) -> CudaEngine:
+        """Load a step with new weights beside the frames; the calling thread joins the device's owner.
+
+        Args:
+            path: the step's file in the bundle, for messages.
+            options: how it is loaded.
+            content: as for :meth:`load`.
 
         Raises:
-            EngineError: this backend cannot.
+            ClosedError: no engine of this backend is open.
+            EngineError: the runtime refuses it, or the calling thread cannot join; see :meth:`join_thread`.
         """
-        raise EngineError(f"engine {path}: this backend takes no new weights while it runs.")
+        self.join_thread()
+        return self.load(path, options, content)
+
+    def join_thread(self) -> None:
+        """Let the calling thread prepare engines beside the thread that owns the device, until that is closed.
+
+        Raises:
+            ClosedError: no device is open.
+            EngineError: several threads have one, so it is not known which is meant, or the device gives no stream.
+        """
+        devices = self._open_devices()
+        if any(device.mine for device in devices):
+            return
+        if len(devices) > 1:
+            raise EngineError(
+                f"backend '{self.name}': {len(devices)} threads run engines of it, another can join only one.",
+                hint="Give each runner that learns a backend object of its own.",
+            )
+        if not devices:
+            raise ClosedError(f"backend '{self.name}': no engine is open that a thread could help with.")
+        devices[0].join()
+
+    def _open_devices(self) -> list[CudaDevice]:
+        self._devices = [device for device in self._devices if not device.closed]
+        return self._devices
 
     def open_lane(self) -> CudaLane:
         """A stream beside the main one, of lower priority where the device knows priorities.
@@ -200,8 +241,7 @@ class CudaBackend:
             DependencyError: pycuda is not installed.
             EngineError: there is no GPU, or it gives no context.
         """
-        self._devices = [device for device in self._devices if not device.closed]
-        device = next((device for device in self._devices if device.mine), None)
+        device = next((device for device in self._open_devices() if device.admits), None)
         if device is None:
             device = CudaDevice(self.options)
             self._devices.append(device)

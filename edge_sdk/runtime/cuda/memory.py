@@ -85,6 +85,8 @@ class CudaBuffer:
     def attach(self, lane: CudaDevice | CudaLane) -> None:
         """Say that steps of one stream use it, and of no other: the host may touch it whenever that one is idle.
 
+        The device's context is current.
+
         Raises:
             EngineError: it has been attached to another stream.
         """
@@ -101,18 +103,23 @@ class CudaBuffer:
 
     def enter_step(self) -> None:
         """Count one more step that uses it."""
-        self._steps += 1
+        with self.device.books:
+            self._steps += 1
 
     def leave_step(self) -> None:
         """Count one less; where its engine is closed and this was the last, it is closed too."""
-        self._steps -= 1
-        if self._abandoned and self._steps == 0:
+        with self.device.books:
+            self._steps -= 1
+            unused = self._abandoned and self._steps == 0
+        if unused:
             self.close()
 
     def abandon(self) -> None:
         """Its engine is closed; so is the buffer, as soon as no other engine's steps use it."""
-        self._abandoned = True
-        if self._steps == 0:
+        with self.device.books:
+            self._abandoned = True
+            unused = self._steps == 0
+        if unused:
             self.close()
 
     def close(self) -> None:
@@ -124,7 +131,10 @@ class CudaBuffer:
         if self._release is None:
             return
         self.device.check_thread()
-        release, self._release = self._release, None
+        with self.device.books:
+            release, self._release = self._release, None
+        if release is None:
+            return
         self._host = self._attach = self._lane = None
         self.device.forget(self)
         if not self.device.lost:

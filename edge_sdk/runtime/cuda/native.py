@@ -14,8 +14,8 @@ from edge_sdk.gpu import DRIVER
 
 # Of cuda.h: CU_MEMHOSTREGISTER_DEVICEMAP, CU_LAUNCH_ATTRIBUTE_PRIORITY, and the size of CUlaunchAttributeValue.
 _DEVICE_MAP, _PRIORITY, _ATTRIBUTE_BYTES = 2, 8, 64
-# CU_MEM_ATTACH_GLOBAL and CU_MEM_ATTACH_SINGLE.
-_GLOBAL, _SINGLE = 1, 4
+# CU_MEM_ATTACH_HOST and CU_MEM_ATTACH_SINGLE.
+_HOST, _SINGLE = 2, 4
 # Every function that is used, by its name in the library.
 FUNCTIONS = (
     "cuGetErrorString",
@@ -81,7 +81,8 @@ class NativeDriver:
             NativeError: there is not enough, or the device has none.
         """
         address, context = ctypes.c_uint64(), ctypes.c_void_p()
-        self._call("cuMemAllocManaged", ctypes.byref(address), ctypes.c_size_t(size_bytes), _GLOBAL)
+        # The host's until it is attached: a helper zeroes it while another stream's kernels run.
+        self._call("cuMemAllocManaged", ctypes.byref(address), ctypes.c_size_t(size_bytes), _HOST)
         memory = (ctypes.c_ubyte * size_bytes).from_address(address.value)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         weakref.finalize(memory, self._free, address, context, device).atexit = False
@@ -106,13 +107,19 @@ class NativeDriver:
         value = (ctypes.c_int * (_ATTRIBUTE_BYTES // ctypes.sizeof(ctypes.c_int)))(greatest.value)
         self._call("cuStreamSetAttribute", ctypes.c_void_p(stream), _PRIORITY, ctypes.byref(value))
 
-    def release(self, context: Any) -> None:
+    def release(self, context: Any, *, owned: bool = True) -> None:
         """Let go of a primary context, which is not current, and leave the thread's stack of contexts as it was.
 
         pycuda makes the context current to release it, and counts on that to end; a primary context's does not.
+
+        Args:
+            context: pycuda's.
+            owned: the calling thread retained it; in another pycuda releases it only where it is current.
         """
         before = self._pop_all()
         self._push_all(before)
+        if not owned:
+            context.push()
         context.detach()
         self._pop_all()
         self._push_all(before)

@@ -40,16 +40,22 @@ class CudaStep:
     """An engine tied to buffers and a stream; made by :meth:`CudaEngine.bind`.
 
     Per frame nothing is allocated, and the host waits once, for the event behind the last copy. The first run is
-    enqueued plainly; what follows is a CUDA graph, where that is possible.
+    enqueued plainly; what follows is a CUDA graph, where that is possible. A helper's runs of a step without a lane are
+    always plain: the graph belongs to the main stream.
+
+    Args:
+        engine: what is run.
+        buffers: by name of each input and output.
+        lane: where it runs; None for the stream of the thread that starts it.
 
     Attributes:
         device_times: of the last run that was waited for, by events on its stream; None before the first.
     """
 
-    def __init__(
-        self, engine: CudaEngine, buffers: Mapping[str, CudaBuffer], lane: CudaDevice | CudaLane
-    ) -> None:
+    def __init__(self, engine: CudaEngine, buffers: Mapping[str, CudaBuffer], lane: CudaLane | None) -> None:
         self._engine, self._device, self._lane = engine, engine.device, lane
+        # Where it was started last, and so where its buffers' memory is attached.
+        self._at: CudaDevice | CudaLane | None = lane or (engine.device if engine.device.mine else None)
         self._buffers = dict(buffers)
         self._copies_in = self._copied(engine.inputs)
         self._copies_out = self._copied(engine.outputs)
@@ -61,8 +67,8 @@ class CudaStep:
         driver = device.driver
         try:
             with device:
-                for buffer in self._buffers.values():
-                    buffer.attach(lane)
+                if self._at is not None:
+                    self._attach(self._at)
                 # Before the uploads, before and after the work; the last, after the downloads, is waited for.
                 self._began, self._uploaded, self._computed = (driver.Event() for _ in range(3))
                 self._done: Any = driver.Event(0 if device.options.spin else driver.event_flags.BLOCKING_SYNC)
@@ -99,18 +105,21 @@ class CudaStep:
             raise ClosedError(f"step of {self._engine.path}: it is closed.")
         if self._pending:
             raise EngineError("step: it was started again before it was waited for.")
-        device, lane = self._device, self._lane
+        device = self._device
         driver = device.driver
+        lane = self._lane or device.lane
         if lane.stream is None:
             raise ClosedError("lane: it is closed.")
         try:
             with device:
+                if lane is not self._at:
+                    self._attach(lane)
                 if self._copies_in:
                     self._began.record(lane.stream)
                     for address, host in self._copies_in:
                         driver.memcpy_htod_async(address, host, lane.stream)
                 self._uploaded.record(lane.stream)
-                if self._graph is None:
+                if self._graph is None or not self._captures(lane):
                     self._execution.enqueue(lane.stream.handle)
                 else:
                     self._graph.launch()
@@ -158,7 +167,7 @@ class CudaStep:
                     self._computed.time_since(self._uploaded),
                     self._done.time_since(self._computed) if self._copies_out else 0.0,
                 )
-                if self._may_capture and self._graph is None:
+                if self._may_capture and self._graph is None and self._captures(self._at):
                     self._capture()
         except device.errors as error:
             raise device.failure(f"step of {self._engine.path}", error) from error
@@ -227,10 +236,19 @@ class CudaStep:
         buffers = (self._buffers[spec.name] for spec in specs)
         return tuple((buffer.address, buffer.host) for buffer in buffers if buffer.copied)
 
+    def _attach(self, lane: CudaDevice | CudaLane) -> None:
+        for buffer in self._buffers.values():
+            buffer.attach(lane)
+        self._at = lane
+
+    def _captures(self, lane: CudaDevice | CudaLane | None) -> bool:
+        """Whether runs there are captured: those of its own lane, and without one those of the main stream."""
+        return lane is (self._lane or self._device)
+
     def _capture(self) -> None:
         """Once: a refusal is kept and told, and the step goes on without a graph."""
         self._may_capture = False
-        execution, handle = self._execution, self._lane.stream.handle
+        execution, handle = self._execution, (self._lane or self._device).stream.handle
         if execution is None:
             return
         try:

@@ -8,14 +8,16 @@ GPU alone: ``tests/device``.
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edge_sdk.errors import DependencyError, EngineError
+from edge_sdk.errors import DependencyError, EngineError, ShapeError
 from edge_sdk.runtime import tensorrt
 from edge_sdk.runtime.cuda.device import CudaOptions
 from edge_sdk.runtime.engine import EngineOptions
@@ -25,14 +27,16 @@ from edge_sdk.runtime.schedule import EverySchedule
 from edge_sdk.runtime.tensorrt import TensorRtBackend, TensorRtEngine
 from tests.cuda.inside.test_runner import IMAGES, SIZE
 from tests.cuda.world import DRIVER, watched
+from tests.fake_student import bright_bundle
+from tests.fake_trainer import WEIGHT
 from tests.graphs import PAIRS, residual
 
 TYPES = {"tensor(float)": "FLOAT", "tensor(uint8)": "UINT8"}
 
 
 class FakeContext:
-    def __init__(self, trt: Any, session: Any) -> None:
-        self.trt, self.session = trt, session
+    def __init__(self, trt: Any, engine: FakeEngine) -> None:
+        self.trt, self.engine, self.session = trt, engine, engine.session
         self.addresses: dict[str, int] = {}
         self.kernel: Any = None
 
@@ -51,6 +55,8 @@ class FakeContext:
                 for node in nodes:
                     dtype = {"FLOAT": "float32", "UINT8": "uint8"}[TYPES[node.type]]
                     bind(node.name, "cpu", 0, dtype, node.shape, self.addresses[node.name])
+            for name, value in self.engine.weights.items():
+                binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
             self.kernel = DRIVER.kernel(lambda: self.session.run_with_iobinding(binding))
         ranges = [[(self.addresses[node.name], 1) for node in nodes] for nodes in (inputs, outputs)]
         return DRIVER.launch(stream, ranges[0], ranges[1], self.kernel) == 0
@@ -64,6 +70,9 @@ class FakeEngine:
         self.session = ort.InferenceSession(plan, settings, providers=["CPUExecutionProvider"])
         self.nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.num_io_tensors = len(self.nodes)
+        self.open = {node.name: node for node in self.session.get_overridable_initializers()}
+        self.refittable = bool(self.open)
+        self.weights: dict[str, np.ndarray] = {}
 
     def get_tensor_name(self, index: int) -> str:
         return str(self.nodes[index].name)
@@ -79,10 +88,49 @@ class FakeEngine:
 
     def create_execution_context(self) -> FakeContext | None:
         self.trt.contexts += 1
-        return FakeContext(self.trt, self.session) if self.trt.answers.get("context", True) else None
+        return FakeContext(self.trt, self) if self.trt.answers.get("context", True) else None
 
     def _node(self, name: str) -> Any:
         return next(node for node in self.nodes if node.name == name)
+
+
+class FakeWeights:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.size = values, values.size
+        self.dtype = SimpleNamespace(name={"float32": "FLOAT", "float16": "HALF"}[str(values.dtype)])
+
+
+class FakeRefitter:
+    """As the real one: part of the weights may be new where it does not complete."""
+
+    def __init__(self, engine: FakeEngine, logger: Any) -> None:
+        self.engine, self.trt = engine, engine.trt
+        self.given: dict[str, np.ndarray] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.engine.open)
+
+    def get_weights_prototype(self, name: str) -> FakeWeights:
+        dtype = self.trt.answers.get("weights", np.float32)
+        return FakeWeights(np.zeros(self.engine.open[name].shape, dtype))
+
+    def set_named_weights(self, name: str, weights: FakeWeights) -> bool:
+        if not self.trt.answers.get("set_named_weights", True):
+            self.trt.say("of another type")
+            return False
+        self.given[name] = weights.values
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        return self.trt.answers.get("missing") or [
+            name for name in self.engine.open if name not in self.given
+        ]
+
+    def refit_cuda_engine(self) -> bool:
+        for name, value in self.given.items():
+            # Of ONNX Runtime's graph the weights are float32, whatever the stand-in claims.
+            self.engine.weights[name] = value.astype(np.float32).reshape(self.engine.open[name].shape)
+        return bool(self.trt.answers.get("refit", True))
 
 
 class FakeTensorRt(ModuleType):
@@ -101,6 +149,7 @@ class FakeTensorRt(ModuleType):
         super().__init__("tensorrt")
         self.answers: dict[str, Any] = {}
         self.contexts = 0
+        self.Refitter, self.Weights = FakeRefitter, FakeWeights
         self.logger: Any = None
         module = self
 
@@ -217,3 +266,103 @@ def test_the_module_that_is_installed_is_used(
         TensorRtBackend().load(graph, EngineOptions(), graph.read_bytes()).close()
         TensorRtBackend(module="tensorrt_rtx").load(graph, EngineOptions(), graph.read_bytes()).close()
     assert asked == [used, "tensorrt_rtx"]
+
+
+class Student:
+    """A plan with one open weight on buffers of its own."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path = bright_bundle(tmp_path / "bundle", size_hw=SIZE).path / "delta.onnx"
+        self.backend = TensorRtBackend()
+        self.engine = self.backend.load(self.path, EngineOptions(), self.path.read_bytes())
+        self.buffers = {
+            spec.name: self.engine.allocate(spec) for spec in (*self.engine.inputs, *self.engine.outputs)
+        }
+
+    def answers(self, engine: TensorRtEngine, threshold: float) -> bool:
+        self.buffers["frame"].host[:] = IMAGES[0]
+        engine.bind(self.buffers).run()
+        return bool(np.array_equal(self.buffers["mask"].host, IMAGES[0][..., 0] >= threshold))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_open_weights_are_exchanged_in_a_standby_engine(
+    dtype: Any, trt: FakeTensorRt, tmp_path: Path
+) -> None:
+    """TensorRT knows no shapes of weights; float32 is rounded to what the plan holds."""
+    trt.answers = {"weights": dtype}
+    with watched(), ThreadPoolExecutor(1) as helper:
+        student = Student(tmp_path)
+        engine = student.engine
+        assert [(spec.name, spec.shape, spec.dtype) for spec in engine.refittable] == [
+            (WEIGHT, (1,), np.dtype(dtype).name)
+        ]
+        helper.submit(student.backend.join_thread).result()
+        for threshold in (40, 200, 90):
+            values = np.array([[threshold]], np.float32)
+            other = helper.submit(engine.refitted, {WEIGHT: values}).result()
+            values[:] = 0  # it was copied
+            assert other.refittable == engine.refittable
+            assert student.answers(other, threshold)
+            assert student.answers(engine, 128.0625)
+            # And that one can be the next one's origin: all of the weights are given each time.
+            last = helper.submit(other.refitted, {WEIGHT: np.array([7], dtype)}).result()
+            other.close()
+            assert student.answers(last, 7)
+            helper.submit(last.close).result()
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "weights", "error", "message"),
+    [
+        ({}, {}, EngineError, "'threshold' is missing"),
+        ({}, {WEIGHT: [1.0], "more": [1.0]}, EngineError, "'more' is no weight that the engine leaves open"),
+        ({}, {WEIGHT: [1.0, 2.0]}, ShapeError, r"expects 1 values of float32, got \(2,\) float32"),
+        ({}, {WEIGHT: np.ones(1)}, ShapeError, r"got \(1,\) float64"),
+        ({}, {WEIGHT: np.ones(1, np.float16)}, ShapeError, r"got \(1,\) float16"),
+        ({"weights": np.float16}, {WEIGHT: [7e4]}, EngineError, "values that float16 cannot hold"),
+        ({"weights": np.float16}, {WEIGHT: [np.nan]}, EngineError, "values that float16 cannot hold"),
+        (
+            {"set_named_weights": False},
+            {WEIGHT: [1.0]},
+            EngineError,
+            "no weights for 'threshold': of another",
+        ),
+        ({"missing": ["z", "bias"]}, {WEIGHT: [1.0]}, EngineError, "asks for more weights, first 'bias'"),
+        ({"refit": False}, {WEIGHT: [1.0]}, EngineError, "did not complete it, the engine is discarded"),
+    ],
+)
+def test_a_refit_that_is_not_complete_leaves_nothing(
+    answers: dict[str, Any], weights: dict[str, Any], error: type[Exception], message: str, trt: FakeTensorRt,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    trt.answers = answers
+    given = {name: np.asarray(value, getattr(value, "dtype", np.float32)) for name, value in weights.items()}
+    with watched():
+        student = Student(tmp_path)
+        before = DRIVER.report().live
+        with pytest.raises(error, match=message):
+            student.engine.refitted(given)
+        assert DRIVER.report().live == before
+        assert student.answers(student.engine, 128.0625), "the engine in use is as it was"
+        student.engine.close()
+
+
+def test_a_plan_without_open_weights_says_so(trt: FakeTensorRt, tmp_path: Path) -> None:
+    graph = residual(SIZE).write(tmp_path / "bundle").path / "keyframe.onnx"
+    with watched():
+        engine = TensorRtBackend().load(graph, EngineOptions(), graph.read_bytes())
+        assert engine.refittable == ()
+        with pytest.raises(EngineError, match=r"leaves no weights open. Build with 'tensorrt: \{refittable"):
+            engine.refitted({})
+        engine.close()
+
+
+def test_a_graph_in_place_of_a_new_plan_is_refused(trt: FakeTensorRt, tmp_path: Path) -> None:
+    with watched():
+        student = Student(tmp_path)
+        trt.answers = {"refuse": True}
+        with pytest.raises(EngineError, match="refuses it: Version tag"):
+            student.backend.reload(student.path, EngineOptions(), b"graph")
+        student.engine.close()
