@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,15 +35,35 @@ from tests.update_world import (
 Operation = Callable[[Path, Disk], object]
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_versions(tmp_path_factory.mktemp("bundles"))
+# Thousands of small files are made, synced and removed. What lasts is simulated here, and nothing of it asks the real
+# disk; in memory it does not wait for one.
+MEMORY = Path("/dev/shm")
+NEEDED_BYTES = 32 << 20  # a test removes what it made
+
+
+def _place() -> Path | None:
+    """A folder in memory, None for the usual one where there is none with room."""
+    room = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= NEEDED_BYTES
+    return MEMORY if room else None
 
 
 @pytest.fixture(scope="module")
-def devices(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=_place()) as folder:
+        yield write_versions(Path(folder))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=_place()) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def devices(bundles: Path) -> Path:
     """Device folders in every state from which an operation begins."""
-    folder = tmp_path_factory.mktemp("devices")
+    folder = bundles / "devices"
+    folder.mkdir()
     install(settings(bundles / OLD, folder / "first"))
     shutil.copytree(folder / "first", folder / "trial")
     install(settings(bundles / NEW, folder / "trial"))
@@ -172,6 +194,7 @@ def test_killed_at_every_change_the_device_still_runs(
             assert killed_by == signal.SIGKILL, what
             seen.add(running(device))
             _check_usable(device, bundles, allowed, what)
+            shutil.rmtree(device)
     assert seen <= allowed
     assert after in seen or len(allowed) > 1
 
