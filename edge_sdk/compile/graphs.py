@@ -30,15 +30,19 @@ class Decoder(nn.Module):
         """The mask of ``logits``."""
         height, width = self.size_hw
         step = self.stride
-        small = (-(-height // step), -(-width // step))
-        small_logits = F.interpolate(logits, size=small, mode="bilinear", align_corners=False)
-        mask = small_logits.argmax(1).squeeze(0).to(torch.int32)
+        mask = self.resized(logits).argmax(1).squeeze(0).to(torch.int32)
         if step > 1:
             # Repeating by concatenation: engines run it as a copy, where an expansion or a resize is slow or missing.
-            mask = torch.cat([mask[:, :, None]] * step, 2).reshape(small[0], small[1] * step)
-            mask = torch.cat([mask] * step, 1).reshape(small[0] * step, small[1] * step)[:height, :width]
+            rows, columns = mask.shape
+            mask = torch.cat([mask[:, :, None]] * step, 2).reshape(rows, columns * step)
+            mask = torch.cat([mask] * step, 1).reshape(rows * step, columns * step)[:height, :width]
         # Last, because TensorRT knows bytes only at a graph's border.
         return mask.to(torch.uint8)
+
+    def resized(self, logits: Tensor) -> Tensor:
+        """The logits of the places that are decided."""
+        small = [-(-side // self.stride) for side in self.size_hw]
+        return F.interpolate(logits, size=small, mode="bilinear", align_corners=False)
 
 
 class StepGraph(nn.Module):
@@ -53,7 +57,7 @@ class StepGraph(nn.Module):
     """
 
     def __init__(
-        self, pair: StepPair, step: str, to_input: FrameToInput, decoder: Decoder, reads: Sequence[str],
+        self, pair: StepPair, step: str, to_input: FrameToInput, decoder: nn.Module, reads: Sequence[str],
         *, matmul_resize: bool,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -13,12 +13,15 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.compile.graphs import StepGraph
+from edge_sdk.compile.graphs import Decoder, StepGraph
 from edge_sdk.compile.weights import check_names
 from edge_sdk.distill.online import OnlinePair
 from edge_sdk.distill.steps import StepPair
-from edge_sdk.errors import RecipeError
+from edge_sdk.errors import EngineError, RecipeError
 from edge_sdk.manifest import StepName
+
+# A graph output that is there for the check of an export alone.
+LOGITS = "logits"
 
 
 def learned_values(pair: StepPair) -> dict[str, np.ndarray]:
@@ -104,3 +107,40 @@ def set_pair(pair: OnlinePair, values: Mapping[str, np.ndarray]) -> None:
     with torch.no_grad():
         for name, tensor in learned.items():
             tensor.copy_(torch.from_numpy(np.asarray(values[name])))
+
+
+class _Undecided(nn.Module):
+    """In a decoder's place: the logits that it decides by."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.decoder.resized(logits)
+
+
+def undecided(graph: StepGraph) -> StepGraph:
+    """The same step, whose first output is the logits that its mask is decided by."""
+    if not isinstance(graph.decoder, Decoder):
+        raise TypeError(f"expected a step with a Decoder, got {type(graph.decoder).__name__}")
+    return StepGraph(
+        graph.pair, graph.step, graph.to_input, _Undecided(graph.decoder), graph.reads,
+        matmul_resize=graph.matmul_resize,
+    ).eval()  # fmt: skip
+
+
+def show_logits(model: onnx.ModelProto, answer: str) -> None:
+    """Give a graph the output :data:`LOGITS`, in place: what its ``answer`` is decided by.
+
+    Raises:
+        EngineError: no argmax leads to the answer.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    node = makers.get(answer)
+    while node is not None and node.op_type != "ArgMax":
+        node = makers.get(node.input[0])
+    if node is None:
+        raise EngineError(f"export: no ArgMax leads to the output '{answer}'.", hint="Report this network.")
+    model.graph.node.append(onnx.helper.make_node("Identity", [node.input[0]], [LOGITS]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
