@@ -182,8 +182,9 @@ def _run(bundle: Bundle, settings: AdaptRecipe, progress: RichProgress) -> tuple
                 adapt=settings.adapt, on_adapt=log,
             ) as runner:  # fmt: skip
                 summary.device = runner.device_report
-                stopped = process(runner, source, summary, progress, answers)
                 learner = runner.adaptation
+                learner.source_name = source.uri
+                stopped = process(runner, source, summary, progress, answers)
                 if not stopped:
                     learner.wait_idle(_LAST_LESSON_S)
                 if settings.keep is not None and summary.frames:
