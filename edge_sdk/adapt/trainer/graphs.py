@@ -28,8 +28,8 @@ class StepGraphs:
 
     def __init__(self, bundle: Bundle) -> None:
         self._spec = online_of(bundle)
-        self.files = {step: bundle.step(step).graph for step in self._spec.tensors}
-        self._models = {step: _read(bundle, name) for step, name in self.files.items()}
+        self.files: dict[str, str] = {step: bundle.step(step).graph for step in self._spec.tensors}
+        self._models = {step: _read(bundle, bundle.step(step).graph) for step in self._spec.tensors}
 
     def patched(self, values: Mapping[str, np.ndarray]) -> dict[str, bytes]:
         """Every graph with these weights.
