@@ -4,15 +4,19 @@ pycuda comes as source only and names some hundred symbols of ``libcuda.so.1``. 
 ``driver/*.c``, and pycuda and cuda-python are compiled and installed against it in a cache folder of their own, once
 per environment: the environment itself stays without a CUDA that is none. Headers come from NVIDIA's wheels.
 
-    python -m tests.cuda.prepare       makes the folder and says how long it took
+    python -m tests.cuda.prepare       makes the folders and says how long it took
+
+A session of tests begins with that beside its other tests, see ``conftest.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +24,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -43,30 +47,38 @@ CUDADRV_LIBNAME = ["cuda"]
 CXXFLAGS = ["-O0", "-g0", "-w"]
 LDFLAGS = []
 """
-# setuptools compiles one file after another; pycuda has forty.
-_PARALLEL = """
-import os, runpy, sys
+# setuptools compiles one file after another; pycuda has forty. Most are Boost.Python's small ones, which spend their
+# time on the same headers, so they are compiled as one.
+_COMPILE = """
+import runpy, sys
 from concurrent.futures import ThreadPoolExecutor
-import setuptools
-try:
-    from setuptools._distutils.ccompiler import CCompiler
-except ImportError:
-    from distutils.ccompiler import CCompiler
+from pathlib import Path
+import setuptools  # which puts its own distutils in place, the one that it compiles with
+from distutils.ccompiler import CCompiler
 
 def compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
             extra_postargs=None, depends=None):
+    small = [name for name in sources if "/libs/python/src/" in name]
+    if small:
+        Path("boost_python.cpp").write_text("".join(f'#include "{name}"\\n' for name in sorted(small)))
+        sources = [name for name in sources if name not in small] + ["boost_python.cpp"]
     _, objects, post, options, build = self._setup_compile(
         output_dir, macros, include_dirs, sources, depends, extra_postargs)
     arguments = self._get_cc_args(options, debug, extra_preargs)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(int(jobs)) as pool:
         list(pool.map(lambda name: self._compile(name, *build[name], arguments, post, options), objects))
     return objects
 
 CCompiler.compile = compile
-sys.argv = ["setup.py", "build", "--build-lib", sys.argv[1]]
+_, folder, jobs = sys.argv
+sys.argv = ["setup.py", "build", "--build-lib", folder]
 sys.path.insert(0, "")
 runpy.run_path("setup.py", run_name="__main__")
 """
+
+
+# The process that begin() started; what it could not make is tried again where it is needed, and the reason told.
+_beside: subprocess.Popen[bytes] | None = None
 
 
 class CannotPrepareError(Exception):
@@ -95,14 +107,35 @@ def environment(*, older: bool = False, **variables: str) -> dict[str, str]:
 @cache
 def _prepare() -> tuple[Path, Path, Path] | str:
     """The folders that :func:`prepare` gives, or why there are none."""
+    if _beside is not None:
+        _beside.wait()
     try:
         return prepare()
     except CannotPrepareError as error:
         return str(error)
 
 
-def prepare() -> tuple[Path, Path, Path]:
+def begin() -> None:
+    """Make the folders in a process beside this one, which takes only the time that nothing else wants."""
+    global _beside
+    _beside = subprocess.Popen(
+        [sys.executable, "-m", __name__, "--beside"], cwd=ROOT, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def end() -> None:
+    """Stop what :func:`begin` began and is not at its end."""
+    if _beside is not None and _beside.poll() is None:
+        os.killpg(_beside.pid, signal.SIGTERM)
+        _beside.wait()
+
+
+def prepare(jobs: int = os.cpu_count() or 1) -> tuple[Path, Path, Path]:
     """Folders of the packages, of the driver and of the older cuda-python, made where they are not there.
+
+    Args:
+        jobs: compilers at the same time.
 
     Raises:
         CannotPrepareError: no compiler, no network, or either fails.
@@ -117,7 +150,9 @@ def prepare() -> tuple[Path, Path, Path]:
     include = next(headers.glob("nvidia/*/include"))
     sources = sorted(DRIVER.glob("*.[ch]"))
     library = _made(place, "driver", _key(*sources), lambda folder: _compile_driver(folder, include))
-    packages = _made(place, "packages", _key(), lambda folder: _build_packages(folder, include, library))
+    packages = _made(
+        place, "packages", _key(), partial(_build_packages, include=include, library=library, jobs=jobs)
+    )
     older = _made(place, "older", _key(), _fetch_older)
     return packages, library, older
 
@@ -179,7 +214,7 @@ def _compile_driver(folder: Path, include: Path) -> None:
     (folder / "libcuda.so").symlink_to(library.name)
 
 
-def _build_packages(folder: Path, include: Path, library: Path) -> None:
+def _build_packages(folder: Path, include: Path, library: Path, jobs: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         build = Path(name)
         _pip("download", "--no-deps", "--no-binary=pycuda", "--dest", name, *_pins("pycuda"))
@@ -189,7 +224,7 @@ def _build_packages(folder: Path, include: Path, library: Path) -> None:
             )
         source = next(path for path in build.glob("pycuda-*") if path.is_dir())
         (source / "siteconf.py").write_text(_SITECONF.format(headers=str(include), library=str(library)))
-        _call([sys.executable, "-c", _PARALLEL, str(folder)], cwd=source)
+        _call([sys.executable, "-c", _COMPILE, str(folder), str(jobs)], cwd=source)
     _pip("install", "--no-deps", "--target", str(folder), *_pins("cuda-bindings", "cuda-pathfinder"))
 
 
@@ -210,6 +245,12 @@ def _call(command: list[str], cwd: Path | None = None, timeout_s: float = _COMPI
 
 
 def main() -> None:
+    if "--beside" in sys.argv:
+        os.nice(19)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no half made folder stays
+        with contextlib.suppress(CannotPrepareError):
+            prepare(jobs=1)
+        return
     began = time.perf_counter()
     print(*prepare(), f"{time.perf_counter() - began:.1f} s", sep="\n")
 
