@@ -6,6 +6,7 @@ learns, and what goes wrong when, is a :class:`Plan` in the environment: ``monke
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -243,11 +244,16 @@ class FakeTrainer:
         go_wrong(self.plan.fault("keep"), self.channel)
         with atomic_folder(keep.folder) as folder:
             (folder / "trainer.pt").write_text(json.dumps({WEIGHT: self.threshold}))
-            for step, graph in self.graphs.items():
-                data = with_threshold(graph, self.threshold) if step == "delta" else graph
-                (folder / self.names[step]).parent.mkdir(parents=True, exist_ok=True)
-                (folder / self.names[step]).write_bytes(data)
-            (folder / "version.json").write_text(json.dumps({"version": self.version}))
+            files = {}
+            if "delta" in self.graphs:
+                file, data = (
+                    folder / self.names["delta"],
+                    with_threshold(self.graphs["delta"], self.threshold),
+                )
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+                files[self.names["delta"]] = {"sha256": hashlib.sha256(data).hexdigest()}
+            (folder / "version.json").write_text(json.dumps({"version": self.version, "files": files}))
         self.channel.send(Kept(folder=keep.folder, version=self.version))
 
 

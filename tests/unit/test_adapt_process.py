@@ -310,6 +310,11 @@ def test_one_that_dies_again_and_again_is_given_up(clock, trainer, monkeypatch) 
     ready(trainer)
 
 
+def test_the_runners_side_needs_neither_torch_nor_onnx() -> None:
+    code = "import sys, edge_sdk.adapt.process; print(*{'torch', 'onnx', 'cv2', 'onnxruntime'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stdout == b"\n"
+
+
 def test_the_budget_is_counted_over_its_window(clock) -> None:
     budget = RestartBudget(2, 10.0, clock)
     assert [budget.take() for _ in range(3)] == [True, True, False]
