@@ -41,6 +41,8 @@ class LessonRecord(Settings):
         updates: optimiser steps.
         took_ms: the lesson, tests included, in milliseconds.
         taken: whether the new weights came into use; false where they were refused.
+        prepare_ms: from the trainer's report until the engine had passed the probe, in milliseconds; None where nothing
+            was prepared.
     """
 
     seq: int
@@ -50,6 +52,7 @@ class LessonRecord(Settings):
     updates: int
     took_ms: float
     taken: bool = True
+    prepare_ms: float | None = None
 
 
 class LessonLog:
@@ -58,6 +61,7 @@ class LessonLog:
     def __init__(self) -> None:
         self._lessons: list[LessonLearned] = []
         self._refused: set[int] = set()
+        self._prepare_ms: dict[int, float] = {}
 
     def __call__(self, event: Event) -> None:
         """One event; others than lessons are left aside."""
@@ -65,6 +69,8 @@ class LessonLog:
             self._lessons.append(event)
         elif event.kind == "refused":
             self._refused.add(event.version)
+        elif event.kind == "taken":
+            self._prepare_ms[event.lesson] = event.prepare_ms
 
     def records(self) -> tuple[LessonRecord, ...]:
         """What was learned so far."""
@@ -77,6 +83,7 @@ class LessonLog:
                 updates=lesson.updates,
                 took_ms=lesson.took_ms,
                 taken=not (lesson.updates and lesson.version in self._refused),
+                prepare_ms=self._prepare_ms.get(lesson.seq or 0),
             )
             for lesson in tuple(self._lessons)
         )

@@ -210,7 +210,7 @@ def test_a_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 
 
 def test_lessons_are_gathered_from_events() -> None:
-    from edge_sdk.adapt.journal import LessonLearned, Started, WeightsRefused
+    from edge_sdk.adapt.journal import LessonLearned, Started, WeightsRefused, WeightsTaken
 
     log = LessonLog()
     log(Started())
@@ -218,7 +218,8 @@ def test_lessons_are_gathered_from_events() -> None:
         log(LessonLearned(
             seq=seq, before=0.5, after=after, updates=2, took_ms=5.0, stride=8, version=1 + seq // 8,
         ))  # fmt: skip
+    log(WeightsTaken(seq=17, lesson=16, version=3, prepare_ms=7.0))
     log(WeightsRefused(seq=8, version=2, kept=1, reason="worse"))
-    assert [(one.seq, one.after, one.taken) for one in log.records()] == [
-        (0, 0.9, True), (8, None, False), (16, 0.8, True)
+    assert [(one.seq, one.after, one.taken, one.prepare_ms) for one in log.records()] == [
+        (0, 0.9, True, None), (8, None, False, None), (16, 0.8, True, 7.0)
     ]  # fmt: skip
