@@ -32,7 +32,7 @@ from edge_sdk.adapt.teaching import Outcome, Teaching
 from edge_sdk.adapt.worker import Worker
 from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.errors import BundleError, ClosedError, RecipeError, TrainerError
-from edge_sdk.runtime.engine import Backend, EngineOptions
+from edge_sdk.runtime.engine import Backend, Engine, EngineOptions
 from edge_sdk.runtime.learning import Learning, NewEngines
 from edge_sdk.video.frame import Truth
 
@@ -82,7 +82,6 @@ class Adaptation(Learning):
     ) -> None:
         self.bundle, self.settings, self.source_name = bundle, settings, source_name
         self._in_turn, self._trainer = settings.pace == "in_turn", trainer
-        self._owns_thread = backend.owns_thread
         self.learning_cores = learning_cores(settings)
         self._preparation = Preparation(bundle, backend, options, engine, self.learning_cores)
         self._recorded = None if settings.teacher is None else RecordedMasks(settings.teacher, bundle.size_hw)
@@ -128,7 +127,7 @@ class Adaptation(Learning):
 
     def collect(self) -> NewEngines | None:
         """New engines that have passed the probe, once; never waits."""
-        outcome = self._worker.outcome()
+        outcome, self._taking = self._taking or self._worker.outcome(), None
         if outcome is None:
             if not self._is_learning:
                 self._is_ready = self._worker.ready
@@ -145,11 +144,7 @@ class Adaptation(Learning):
         if outcome is None or outcome.taken is None or self._teaching is None:
             raise RuntimeError("engines were taken that nobody gave")
         old = self._teaching.take(outcome.taken)
-        if self._owns_thread:
-            for engine in old:
-                engine.close()
-        else:
-            self._worker.retire(old)
+        self._worker.retire(old)
         self._settle(outcome)
 
     def _settle(self, outcome: Outcome) -> None:
@@ -208,6 +203,10 @@ class Adaptation(Learning):
             if self._in_turn:
                 self._worker.wait_outcome()
                 self._check_going()
+                self._taking = self._worker.outcome()
+                if self._taking is not None and self._taking.taken is None:
+                    self._settle(self._taking)
+                    self._taking = None
         return self.settings.answer == "student"
 
     def _check_going(self) -> None:
@@ -232,18 +231,21 @@ class Adaptation(Learning):
         if self._closed:
             return
         self._closed = True
-        teaching = self._teaching
+        teaching, replaced = self._teaching, list[Engine]()
         if teaching is not None and teaching.process.learning:
             self._worker.closing = True
             teaching.process.kill()  # its lesson is of no use any more
         self._worker.close()
         if teaching is not None:
             teaching.process.close()
-            for outcome in (self._worker.outcome(), self._taking):
-                if outcome is not None:
-                    teaching.discard(outcome)
+            outcome = self._taking or self._worker.outcome()
+            if outcome is not None:  # too late for a frame, but a restart goes on from there
+                if outcome.taken is not None:
+                    replaced += teaching.take(outcome.taken)
+                self._settle(outcome)
             self._ledger.save(self.schedule.state, teaching.version)
-            teaching.close()
+            for engine in (*replaced, *teaching.in_use.values()):
+                engine.close()
         self._ledger.close()
 
     # What anybody may call.
@@ -254,7 +256,7 @@ class Adaptation(Learning):
         Returns:
             Whether it came to that within ``timeout_s`` seconds.
         """
-        return self._worker.wait_idle(lambda: self._is_learning, timeout_s)
+        return self._worker.wait_idle(lambda: self._is_learning and self._taking is None, timeout_s)
 
     def status(self) -> AdaptStatus:
         """Where learning stands; any thread may ask."""
