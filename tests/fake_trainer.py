@@ -51,7 +51,7 @@ Fault = Literal[
     "raise",  # ends by an exception
     "exit",  # ends with exit code 3
     "kill",  # is killed
-    "orphan",  # is killed, and leaves behind a process that holds its output open; prints the number of that
+    "orphan",  # is killed, and leaves behind a process with its output and its socket; prints the number of that
 ]
 # They need a result to spoil, so that such a lesson makes an update whatever the rule says.
 _OF_RESULTS = ("nan", "garbage", "sha", "lie", "worse", "large", "damaged")
@@ -272,7 +272,8 @@ def go_wrong(fault: Fault | None, channel: TrainerChannel) -> None:
     elif fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "orphan":
-        print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+        line = channel._pipe._end.fileno()
+        print(subprocess.Popen(["sleep", "600"], pass_fds=[line]).pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "fail":
         channel.send(Failed(error="CheckpointError", message="as the plan says"))

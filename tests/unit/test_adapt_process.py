@@ -246,7 +246,7 @@ def test_killing_wakes_the_thread_that_receives(trainer, monkeypatch) -> None:
 
 
 def test_what_the_trainer_started_ends_with_it(trainer, monkeypatch) -> None:
-    """Although it holds the trainer's output open."""
+    """Although it holds the trainer's output and its end of the channel open."""
     begin(trainer, monkeypatch, faults={"1": "orphan"})
     ready(trainer)
     trainer.lesson(1, IMAGE, LABEL)
