@@ -294,8 +294,10 @@ def test_a_reader_that_blocks_for_ever_is_replaced() -> None:
     events: list = []
     device = FakeDevice([picture(0), *pictures(1), unblock.wait, picture(9)], pictures(5000), gated=True)
     device.give(3)
+    before = set(threading.enumerate())  # readers that other tests left hanging are no concern of this one
     source = LiveSource(device, settings=QUICK, on_event=events.append)
-    threads = [t for t in threading.enumerate() if t.name.startswith("edge-sdk-read")]
+    threads = [t for t in threading.enumerate() if t.name.startswith("edge-sdk-read") and t not in before]
+    assert len(threads) == 1
     feeding = threading.Event()
 
     def feed() -> None:
@@ -314,6 +316,7 @@ def test_a_reader_that_blocks_for_ever_is_replaced() -> None:
         unblock.set()
         for thread in threads:
             thread.join(10)
+            assert not thread.is_alive()
         assert device.released == [True, False]
     finally:
         feeding.set()
