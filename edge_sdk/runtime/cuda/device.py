@@ -82,11 +82,16 @@ class CudaDevice:
         stream: the main stream; None when closed. Nobody else may hold it: it ends with the last reference, and an
             error's traceback can hold one for long.
         books: held while the lists and counts of engines, buffers and users change.
+        quiet: held by a helper inside its blocks, and while a step is captured: allocating, or waiting for the whole
+            context, would spoil a capture. The owner never waits for it, it captures a later run.
 
     Raises:
         DependencyError: pycuda is not installed.
         EngineError: there is no GPU, or it gives no context.
     """
+
+    # The main stream is a thread's: the owner's.
+    of_thread = True
 
     def __init__(self, options: CudaOptions) -> None:
         self.options = options
@@ -94,7 +99,7 @@ class CudaDevice:
         self.native = NativeDriver()
         self._owner = threading.get_ident()
         self._helpers: dict[int, CudaLane | None] = {}
-        self.books = threading.RLock()
+        self.books, self.quiet = threading.RLock(), threading.RLock()
         self._users = 0
         self._lost: str | None = None
         self._resources: list[Any] = []
@@ -118,13 +123,23 @@ class CudaDevice:
 
     def __enter__(self) -> CudaDevice:
         self.check_usable()
-        self._context.push()
+        if self.mine:
+            self._context.push()
+            return self
+        self.quiet.acquire()
+        try:
+            self._context.push()
+        except BaseException:
+            self.quiet.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._context.pop()
+        if not self.mine:
+            self.quiet.release()
 
     def check_usable(self) -> None:
         """Check that the device is open, has not failed for good, and belongs to the calling thread.
@@ -283,10 +298,13 @@ class CudaLane:
     Args:
         device: of which.
         helper: it is a helper's own: it keeps no device open, and ends with it.
+
+    Attributes:
+        of_thread: what a thread starts without a lane runs there.
     """
 
     def __init__(self, device: CudaDevice, *, helper: bool = False) -> None:
-        self.device, self._helper = device, helper
+        self.device, self.of_thread = device, helper
         try:
             with device:
                 self.stream: Any = device.driver.Stream(_NON_BLOCKING)
@@ -304,7 +322,7 @@ class CudaLane:
         if self.stream is None:
             return
         self.device.check_thread()
-        leave = () if self._helper else (self.device.leave_user,)
+        leave = () if self.of_thread else (self.device.leave_user,)
         close_in_order(self._finish, self._drop, *leave, quiet=self.device.lost)
 
     def _finish(self) -> None:

@@ -82,8 +82,15 @@ class CudaBuffer:
         """Whether its memory has been given back."""
         return self._release is None
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is memory that moves by itself."""
+        return self._attach is not None
+
     def attach(self, lane: CudaDevice | CudaLane) -> None:
         """Say that steps of one stream use it, and of no other: the host may touch it whenever that one is idle.
+
+        Between the main stream and those of helpers it goes back and forth: their threads take turns with a step.
 
         The device's context is current.
 
@@ -92,7 +99,7 @@ class CudaBuffer:
         """
         if self._attach is None or self._lane is lane:
             return
-        if self._lane is not None:
+        if self._lane is not None and not (self._lane.of_thread and lane.of_thread):
             raise EngineError(
                 f"buffer '{self.spec.name}': managed memory belongs to the steps of one stream, "
                 "it is bound to two.",

@@ -54,9 +54,9 @@ class CudaStep:
 
     def __init__(self, engine: CudaEngine, buffers: Mapping[str, CudaBuffer], lane: CudaLane | None) -> None:
         self._engine, self._device, self._lane = engine, engine.device, lane
-        # Where it was started last, and so where its buffers' memory is attached.
-        self._at: CudaDevice | CudaLane | None = lane or (engine.device if engine.device.mine else None)
+        self._at: CudaDevice | CudaLane | None = None  # where it was started last
         self._buffers = dict(buffers)
+        self._moving = tuple(buffer for buffer in buffers.values() if buffer.moves)
         self._copies_in = self._copied(engine.inputs)
         self._copies_out = self._copied(engine.outputs)
         self._graph: CudaGraph | None = None
@@ -67,8 +67,8 @@ class CudaStep:
         driver = device.driver
         try:
             with device:
-                if self._at is not None:
-                    self._attach(self._at)
+                if lane is not None or device.mine:
+                    self._attach(lane or device)
                 # Before the uploads, before and after the work; the last, after the downloads, is waited for.
                 self._began, self._uploaded, self._computed = (driver.Event() for _ in range(3))
                 self._done: Any = driver.Event(0 if device.options.spin else driver.event_flags.BLOCKING_SYNC)
@@ -112,8 +112,7 @@ class CudaStep:
             raise ClosedError("lane: it is closed.")
         try:
             with device:
-                if lane is not self._at:
-                    self._attach(lane)
+                self._attach(lane)
                 if self._copies_in:
                     self._began.record(lane.stream)
                     for address, host in self._copies_in:
@@ -132,7 +131,7 @@ class CudaStep:
         except BaseException:
             device.settle()
             raise
-        self._pending = True
+        self._at, self._pending = lane, True
 
     def finished(self) -> bool:
         """Whether :meth:`wait` would return or raise at once.
@@ -224,7 +223,7 @@ class CudaStep:
     def _drop(self) -> None:
         self._began = self._uploaded = self._computed = self._done = None
         self._buffers.clear()
-        self._copies_in = self._copies_out = ()
+        self._moving = self._copies_in = self._copies_out = ()
 
     def _drop_graph(self) -> None:
         graph, self._graph = self._graph, None
@@ -237,20 +236,19 @@ class CudaStep:
         return tuple((buffer.address, buffer.host) for buffer in buffers if buffer.copied)
 
     def _attach(self, lane: CudaDevice | CudaLane) -> None:
-        for buffer in self._buffers.values():
+        for buffer in self._moving:
             buffer.attach(lane)
-        self._at = lane
 
     def _captures(self, lane: CudaDevice | CudaLane | None) -> bool:
         """Whether runs there are captured: those of its own lane, and without one those of the main stream."""
         return lane is (self._lane or self._device)
 
     def _capture(self) -> None:
-        """Once: a refusal is kept and told, and the step goes on without a graph."""
-        self._may_capture = False
+        """Once, when no helper is at work: a refusal is kept and told, and the step goes on without a graph."""
         execution, handle = self._execution, (self._lane or self._device).stream.handle
-        if execution is None:
+        if execution is None or not self._device.quiet.acquire(blocking=False):
             return
+        self._may_capture = False
         try:
             self._graph = CudaGraph(handle, lambda: execution.enqueue(handle))
         except GraphRefusedError as error:
@@ -258,6 +256,8 @@ class CudaStep:
             self._note_graph(str(error))
         else:
             self._note_graph("captured")
+        finally:
+            self._device.quiet.release()
 
     def _note_graph(self, state: str) -> None:
         self._device.report.graphs[self._engine.path.stem] = state

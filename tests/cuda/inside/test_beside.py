@@ -99,6 +99,7 @@ def test_engines_come_and_go_beside_the_frames(
         frames += 1
     for done in prepared:
         done.result()
+    mine.answer(IMAGES[0])  # while a helper is at work nothing is captured
     assert mine.step.captured
     # Not a byte more than before; the graph is the frames' own.
     assert driver.report().live == before | {"executables": before["executables"] + 1}
@@ -163,12 +164,8 @@ def test_what_a_helper_binds_the_owner_runs(
     for _ in range(3):
         np.testing.assert_array_equal(mine.answer(IMAGES[1]), bright(IMAGES[1], 50))
     assert mine.step.captured
-    if memory == "managed":
-        with pytest.raises(EngineError, match="bound to two"):
-            helper.submit(mine.step.run).result()
-    else:
-        helper.submit(mine.step.run).result()  # plainly, on the helper's own stream
-        np.testing.assert_array_equal(mine.answer(IMAGES[2]), bright(IMAGES[2], 50))
+    helper.submit(mine.step.run).result()  # plainly, on the helper's own stream
+    np.testing.assert_array_equal(mine.answer(IMAGES[2]), bright(IMAGES[2], 50))
     new.close()
 
 

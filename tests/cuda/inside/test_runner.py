@@ -263,4 +263,4 @@ def break_a_kernel(driver: Driver, runner: EdgeRunner) -> None:
     assert runner._opening is not None
     step = runner._opening.streams[0]._keyframes[0]
     with step._device:  # type: ignore[attr-defined]
-        driver.launch(step._lane.stream.handle, [], [], driver.kernel(broken))  # type: ignore[attr-defined]
+        driver.launch(step._device.stream.handle, [], [], driver.kernel(broken))  # type: ignore[attr-defined]
