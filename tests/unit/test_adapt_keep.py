@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_sdk.adapt.keep import Learnt, keep_bundle, merge_weights
+from edge_sdk.adapt.keep import _MERGE, Learnt, keep_bundle, merge_weights
 from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.bundle import Bundle, Variant, extend_bundle, sign_bundle
 from edge_sdk.errors import BundleError, MissingFileError, TrainerError
@@ -102,16 +102,30 @@ def test_nothing_is_written_where_something_is_missing(base, version, tmp_path, 
         keep_bundle(base, version, LEARNT, tmp_path / "taken", merge=merged)
 
 
-def test_torch_weights_are_merged_in_a_process_of_their_own(tmp_path) -> None:
+def test_torch_weights_are_merged(tmp_path, monkeypatch) -> None:
     torch = pytest.importorskip("torch")
     pair = {"student.a": torch.zeros(2), "teacher.b": torch.ones(3)}
     torch.save({"pair": pair}, tmp_path / "online.pt")
     (tmp_path / "version").mkdir()
     torch.save({"weights": {"student.a": torch.full((2,), 5.0)}}, tmp_path / "version" / "trainer.pt")
-    merge_weights(tmp_path / "online.pt", tmp_path / "version", tmp_path / "out.pt")
+    # In this process, which has torch already; the test below has it in one of its own, where that takes seconds.
+    monkeypatch.setattr(
+        "sys.argv", ["-c", *(str(tmp_path / name) for name in ("online.pt", "version", "out.pt"))]
+    )
+    exec(_MERGE, {})
     found = torch.load(tmp_path / "out.pt", weights_only=True)["pair"]
     assert found["student.a"].tolist() == [5.0, 5.0]
     assert found["teacher.b"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_merging_is_done_in_a_process_of_its_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "edge_sdk.adapt.keep._MERGE",
+        "import sys, pathlib, edge_sdk; pathlib.Path(sys.argv[3]).write_text(sys.argv[2])",
+    )
+    monkeypatch.chdir(tmp_path)
+    merge_weights(Path("online.pt"), Path("version"), Path("out.pt"))
+    assert (tmp_path / "out.pt").read_text() == str(tmp_path / "version")
 
 
 def test_a_runner_keeps_what_it_has_learned(tmp_path, monkeypatch) -> None:
