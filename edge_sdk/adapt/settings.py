@@ -1,7 +1,7 @@
-"""Settings of online distillation: a student that learns on the stream it watches (JITNet, ICCV 2019, arXiv 1812.02699).
+"""Settings of online distillation: a student that learns on its stream (JITNet, ICCV 2019, arXiv 1812.02699).
 
-Where the paper, the authors' scripts and later implementations differ, each variant has a name here; docs/online.md says
-why the defaults are what they are.
+Where the paper, the authors' scripts and later implementations differ, each variant has a name here; docs/online.md
+says why the defaults are what they are.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class AdaptSettings(Settings):
         memory: past teacher frames; None, as published, learns from the newest only.
         drift: alarms.
         probe: what new weights must show.
-        answer: what a teacher frame is answered with: the ``teacher``'s output, or, with ``pace="in_turn"``, that of the
-            ``student`` after its updates (the paper's listing).
+        answer: what a teacher frame is answered with: the ``teacher``'s output, or, with ``pace="in_turn"``, that of
+            the ``student`` after its updates (the paper's listing).
         pace: ``beside``: frames go on while the trainer learns; ``in_turn``: every frame waits for the updates of the
             teacher frame before it, as in the paper: for benchmarks, the same every time.
         swap: ``engine``: a new engine is prepared beside the stream and taken between two frames; ``refit``: only the
@@ -158,6 +158,8 @@ class AdaptSettings(Settings):
         factories: prefixes of ``package.module:function`` names that a bundle may have run to make its networks.
         restarts: how often the trainer's process is started again after it died, within ``restart_window_s``.
         restart_window_s: see ``restarts``, in seconds.
+        precision: of the trainer's layers; ``bfloat16`` takes two thirds of the time on CPUs with instructions for it
+            (AVX512-BF16, AMX), and the trainer's masks then differ a little from the engine's.
         seed: for the draws from the memory.
     """
 
@@ -182,6 +184,7 @@ class AdaptSettings(Settings):
     factories: tuple[str, ...] = OWN_FACTORIES
     restarts: Annotated[int, Field(ge=0)] = 5
     restart_window_s: Annotated[float, Field(gt=0)] = 600.0
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     @model_validator(mode="after")

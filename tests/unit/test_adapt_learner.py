@@ -131,6 +131,17 @@ def test_it_learns_and_says_what_it_sees() -> None:
     assert taught.mask.dtype == np.uint8
 
 
+def test_layers_of_another_precision_learn_the_same() -> None:
+    fast, exact = (
+        learner(settings(max_updates=8, precision=precision, optimiser={"lr": 1.0}))
+        for precision in ("bfloat16", "float32")
+    )
+    left, right = (one.learn(*lesson()) for one in (fast, exact))
+    assert left.losses != right.losses
+    assert left.losses == pytest.approx(right.losses, rel=0.02)
+    assert all(value.dtype == np.float32 for value in fast.weights().values())
+
+
 def test_a_gradient_is_cut_to_its_largest_norm() -> None:
     one = learner(
         settings(max_updates=1, optimiser={"lr": 1.0, "momentum": 0.0, "weight_decay": 0, "clip_norm": 1e-3})

@@ -89,7 +89,7 @@ class Learner:
         trained: Iterable[str] | None = None, *, decode_stride: int = 1,
     ) -> None:  # fmt: skip
         self.pair, self.task, self.settings = pair.eval(), task, settings
-        # Convolutions, norms and pooling of one frame are nearly twice as fast in this order of axes.
+        # In this order of axes an update takes three quarters of the time.
         self.pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self._to_input, self._stride = FrameToInput(preprocess), decode_stride
         self._trained = _chosen(pair, trained)
@@ -239,10 +239,12 @@ class Learner:
     def _logits(self, example: _Example) -> Tensor:
         """The student's logits (1, C, h, w), as the delta step gives them."""
         state = {}
-        if example.before is not None and example.target is not None:
-            state = self.pair.state(example.before, example.target)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            if example.before is not None and example.target is not None:
+                state = self.pair.state(example.before, example.target)
+            logits = self.pair.delta(example.x, state)[0]
         # Few channels are resized and compared several times faster one after the other.
-        return self.pair.delta(example.x, state)[0].float().contiguous()
+        return logits.float().contiguous()
 
     def _loss(self, full: Tensor, example: _Example) -> Tensor:
         return online_loss(full, example.label, example.weights, self.task.ignore_label, self.settings.loss)
