@@ -1,4 +1,4 @@
-"""JITNet, the student of online model distillation (Mullapudi et al., ICCV 2019): small enough to learn on the stream."""
+"""JITNet, the student of online model distillation (Mullapudi et al., ICCV 2019): small enough to learn on a stream."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class FrameNorm(nn.Module):
 
     So the student meets a new scene with statistics of its own (published: the graph is always built as if training).
 
+    With one frame it takes more than one place a channel: for JITNet, frames of more than 32 pixels.
+
     Args:
         channels: of its input.
     """
@@ -42,7 +44,9 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
     return FrameNorm(channels) if kind == "frame" else nn.BatchNorm2d(channels, eps=_EPS, momentum=_MOMENTUM)
 
 
-def _conv(c_in: int, c_out: int, kernel: tuple[int, int], stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
+def _conv(
+    c_in: int, c_out: int, kernel: tuple[int, int], stride: int = 1, *, bias: bool = False
+) -> nn.Conv2d:
     padding = (kernel[0] // 2, kernel[1] // 2)
     return nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias)
 
@@ -81,7 +85,7 @@ class JITNet(nn.Module):
     """Normalised RGB (N, 3, H, W) to class logits (N, classes, ceil(H / 2), ceil(W / 2)).
 
     The published network resizes to full size before its last 1x1 convolution; a convolution over single pixels and a
-    linear resize commute, so the logits are given at half size and whoever decodes them resizes, at a quarter of the work.
+    linear resize commute, so the logits are given at half size and whoever decodes them resizes: a quarter of the work.
 
     Args:
         classes: number of output classes, background among them.
