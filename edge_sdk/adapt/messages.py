@@ -11,8 +11,11 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from edge_sdk.adapt.settings import AdaptSettings
-from edge_sdk.manifest import Sha256
+from edge_sdk.manifest import FLOAT32, Sha256
 from edge_sdk.settings import Settings
+
+# Beside a kept version's graphs, of plans whose weights alone are exchanged; see edge_sdk.adapt.memory.pack_weights.
+OPEN_WEIGHTS = "open.weights"
 
 
 class Start(Settings):
@@ -25,6 +28,7 @@ class Start(Settings):
         version: number of those weights.
         threads: CPU threads of torch.
         cores: CPU cores to stay on; empty for any.
+        engine: the engine set in use; of one for TensorRT new plans are sent in place of graphs, and kept beside them.
     """
 
     kind: Literal["start"] = "start"
@@ -34,6 +38,7 @@ class Start(Settings):
     version: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
     cores: tuple[int, ...] = ()
+    engine: str = FLOAT32
 
 
 class Ready(Settings):

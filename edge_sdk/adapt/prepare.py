@@ -80,6 +80,7 @@ class Preparation:
         cores: where the work is done.
 
     Attributes:
+        engine: name of the set.
         pair: steps and state of the engines.
         learns: the steps that new weights come for.
 
@@ -91,6 +92,7 @@ class Preparation:
         self, bundle: Bundle, backend: Backend, options: EngineOptions, engine: str, cores: tuple[int, ...]
     ) -> None:
         online = bundle.manifest.online
+        self.engine = engine
         self.pair: PairSpec = bundle.pair(engine)
         delta = self.pair.steps.delta
         if online is None or delta is None or "delta" not in online.tensors:
@@ -113,6 +115,10 @@ class Preparation:
     def name_of(self, step: StepName) -> str:
         """Name of the step's graph, or engine, in the bundle; a kept version has it under the same."""
         return dict(self.pair.steps.items())[step].graph
+
+    def join_thread(self) -> None:
+        """Let the calling thread prepare engines from now on, see :class:`edge_sdk.runtime.engine.Backend`."""
+        self._backend.join_thread()
 
     def load(self, graphs: Mapping[StepName, bytes]) -> Prepared:
         """Engines of whole graphs, or of engines that the trainer built for this machine.

@@ -14,8 +14,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from edge_sdk import errors
-from edge_sdk.adapt.memory import Layout
-from edge_sdk.adapt.messages import Failed, Keep, Kept, Learned, Ready, Start, Undo
+from edge_sdk.adapt.memory import Layout, unpack_weights
+from edge_sdk.adapt.messages import OPEN_WEIGHTS, Failed, Keep, Kept, Learned, Ready, Start, Undo
 from edge_sdk.adapt.prepare import Preparation, Prepared, thread_on
 from edge_sdk.adapt.probe import Lesson, Probe, Student, Verdict, judge
 from edge_sdk.adapt.process import TRAINER, TrainerProcess
@@ -23,13 +23,17 @@ from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.bundle import Bundle, StepName
 from edge_sdk.errors import ChecksumError, ClosedError, EngineError, FileFormatError, ShapeError, TrainerError
 from edge_sdk.files import require_file
+from edge_sdk.manifest import FLOAT32
 from edge_sdk.runtime.engine import Engine
 from edge_sdk.runtime.learning import NewEngines
+from edge_sdk.tensors import TensorSpec
 
 Answer = TypeVar("Answer", Ready, Learned, Kept)
 _OVER = "Start over with resume=False."
 # A wait looks this often whether it is to end.
 _SLICE_S = 0.25
+# Of a weight; for the room that its shape takes.
+_MOST_AXES = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +145,7 @@ class Teaching:
         learns = {name: self.in_use[name] for name in self._preparation.learns}
         if self._settings.swap == "refit":
             places = {spec.name: spec for engine in learns.values() for spec in engine.refittable}
-            return Layout.of(self._bundle.size_hw, {}, places.values())
+            return Layout.of(self._bundle.size_hw, {}, map(_as_sent, places.values()))
         return Layout.of(self._bundle.size_hw, {name: self._preparation.size_bytes(name) for name in learns})
 
     def start(self) -> None:
@@ -160,6 +164,7 @@ class Teaching:
             version=self.version,
             threads=self._settings.cores,
             cores=self._cores,
+            engine=self._preparation.engine,
         )
         self._earlier, self._earlier_known = None, self.version == 0
         first, before = not self._started, self.process.restarted
@@ -220,15 +225,23 @@ class Teaching:
             MissingFileError, FileFormatError, ChecksumError: they are not whole.
             EngineError: the backend refuses them.
         """
-        graphs = _kept_graphs(
-            self._folder_of(version),
-            {name: self._preparation.name_of(name) for name in self._preparation.learns},
-        )
-        prepared = self._preparation.load(graphs)
+        learns, folder = self._preparation.learns, self._folder_of(version)
+        if self._settings.swap == "refit" and self._preparation.engine != FLOAT32:
+            weights = unpack_weights(_kept_file(folder, OPEN_WEIGHTS))
+            prepared = self._preparation.refit({name: self.in_use[name] for name in learns}, weights)
+        else:
+            names = {name: self._preparation.name_of(name) for name in learns}
+            prepared = self._preparation.load(
+                {step: _kept_file(folder, name) for step, name in names.items()}
+            )
         student = self._probe.bind(prepared.keyframe or self.in_use["keyframe"], prepared.delta)
         nothing = np.zeros((*self._bundle.size_hw, 3), np.uint8)
         self._probe.mask(student, Lesson(-1, nothing, nothing[..., 0], nothing), warm=False)
         return Outcome(-1, "taken", taken=self._as_taken(version, student, prepared, bind(prepared), 0.0))
+
+    def join_thread(self) -> None:
+        """The calling thread gives the lessons from now on."""
+        self._preparation.join_thread()
 
     def take(self, taken: Taken) -> list[Engine]:
         """The stream uses ``taken`` from now on.
@@ -240,20 +253,6 @@ class Teaching:
         self.in_use, self._student = dict(taken.in_use), taken.student
         self.version = taken.version
         return old
-
-    def discard(self, outcome: Outcome) -> None:
-        """New weights that the stream will not use any more, as when it ends."""
-        if outcome.taken is not None:
-            for name, engine in outcome.taken.in_use.items():
-                if engine is not self.in_use[name]:
-                    engine.close()
-            if outcome.taken.version != self.version and outcome.report is not None:
-                shutil.rmtree(self._folder_of(outcome.taken.version), ignore_errors=True)
-
-    def close(self) -> None:
-        """Close the engines in use; closing twice does nothing."""
-        for engine in self.in_use.values():
-            engine.close()
 
     def _prepared(self, lesson: Lesson, report: Learned, bind: Callable[[Prepared], NewEngines]) -> Outcome:
         began_s = time.perf_counter()
@@ -348,25 +347,26 @@ class Teaching:
                 raise TrainerError(f"the trainer said '{message.kind}', expected '{kind.__name__}'.")
 
 
-def _kept_graphs(folder: Path, names: dict[StepName, str]) -> dict[StepName, bytes]:
-    """The graphs of a kept version, as they were written.
+def _as_sent(place: TensorSpec) -> TensorSpec:
+    """An open weight as the trainer sends it: in float32, and of a shape that a plan does not tell."""
+    shape = place.shape if len(place.shape) > 1 else (1,) * _MOST_AXES + place.shape
+    return place.model_copy(update={"dtype": "float32", "shape": shape})
+
+
+def _kept_file(folder: Path, name: str) -> bytes:
+    """A file of a kept version, as it was written.
 
     Raises:
-        MissingFileError, FileFormatError, ChecksumError: one is not there, or damaged.
+        MissingFileError, FileFormatError, ChecksumError: it is not there, or damaged.
     """
     record = require_file(folder / "version.json", "kept weights", _OVER)
     try:
-        files = json.loads(record.read_text(encoding="utf-8"))["files"]
-        wanted = {step: str(files[name]["sha256"]) for step, name in names.items()}
+        wanted = str(json.loads(record.read_text(encoding="utf-8"))["files"][name]["sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(
-            f"{record}: does not say what its graphs are ({error!r}).", hint=_OVER
-        ) from error
-    graphs: dict[StepName, bytes] = {}
-    for step, name in names.items():
-        graphs[step] = data = require_file(folder / name, "kept weights", _OVER).read_bytes()
-        if hashlib.sha256(data).hexdigest() != wanted[step]:
-            raise ChecksumError(
-                f"{folder / name}: its SHA-256 is not the one that {record.name} names.", hint=_OVER
-            )
-    return graphs
+        raise FileFormatError(f"{record}: does not say what '{name}' is ({error!r}).", hint=_OVER) from error
+    data = require_file(folder / name, "kept weights", _OVER).read_bytes()
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise ChecksumError(
+            f"{folder / name}: its SHA-256 is not the one that {record.name} names.", hint=_OVER
+        )
+    return data

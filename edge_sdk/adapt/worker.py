@@ -111,6 +111,7 @@ class Worker:
 
     def _run(self, teaching: Teaching, bind: Bind) -> None:
         try:
+            teaching.join_thread()
             self._start(teaching, "")
             while (given := self._next(teaching)) is not None:
                 try:

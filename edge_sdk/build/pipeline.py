@@ -13,6 +13,7 @@ from edge_sdk.build.onnxruntime import build_session
 from edge_sdk.build.recipe import BuildRecipe
 from edge_sdk.build.start import start_bundle
 from edge_sdk.build.tensorrt import build_plan
+from edge_sdk.build.tensorrt.again import open_weights
 from edge_sdk.bundle import Bundle, EngineSet, Variant, extend_bundle, set_name
 from edge_sdk.errors import DependencyError, EdgeSdkError, RecipeError
 from edge_sdk.identity import EngineIdentity, installed_runtime, open_engine
@@ -208,7 +209,7 @@ def _build_step(
     if backend == "tensorrt":
         return build_plan(
             graph, engine, step=step, precision=precision, settings=recipe.tensorrt,
-            calibration_sha256=calibration, progress=progress,
+            calibration_sha256=calibration, open_weights=open_weights(bundle, step), progress=progress,
         )  # fmt: skip
     progress.update(f"build {step} {precision}", 0, 1)
     identity = build_session(

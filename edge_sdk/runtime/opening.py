@@ -107,7 +107,9 @@ def check_learning(
     """Check that a bundle can learn as it is asked to.
 
     Raises:
-        BundleError: it has no student that can learn, or no delta step.
+        BundleError: it has no student that can learn, or no delta step; or its plans cannot be built or refitted with
+            other weights, see :func:`edge_sdk.build.tensorrt.again.plan_recipes`.
+        DependencyError: new plans are wanted, and what builds them is not installed.
         RecipeError: the engines are not the exported graphs, or arguments contradict each other.
     """
     manifest = bundle.manifest
@@ -123,6 +125,10 @@ def check_learning(
             f"engine: a student that learns runs as exported, expected '{FLOAT32}', got '{engine}'.",
             hint="Give engine='float32'.",
         )
+    if backend == "tensorrt":
+        from edge_sdk.build.tensorrt.again import plan_recipes
+
+        plan_recipes(bundle, engine, refit=settings.swap == "refit")
     if background is not None and (manifest.state or settings.recorded or settings.pace == "in_turn"):
         raise RecipeError(
             "background: with 'adapt' it needs a student without state, the bundle's own teacher and pace 'beside'.",

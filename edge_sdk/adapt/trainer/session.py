@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from edge_sdk.adapt.messages import Learned, Start
+from edge_sdk.adapt.memory import pack_weights
+from edge_sdk.adapt.messages import OPEN_WEIGHTS, Learned, Start
 from edge_sdk.adapt.trainer.graphs import StepGraphs, online_of
 from edge_sdk.adapt.trainer.kept import read_version, write_version
 from edge_sdk.adapt.trainer.learner import Learner
+from edge_sdk.adapt.trainer.plans import StepPlans
 from edge_sdk.bundle import Bundle
 from edge_sdk.distill.online import OnlinePair, OnlineRecipe, make_pair
-from edge_sdk.manifest import Manifest
+from edge_sdk.manifest import FLOAT32, Manifest
 from edge_sdk.settings import parse_settings
 
 
@@ -27,7 +29,7 @@ class Report:
     Args:
         learned: for the runner; sizes and SHA-256 are not filled in.
         mask: (H, W) uint8, the student's answer with what it learned.
-        graphs: the new graphs by step; empty where nothing was updated, and with ``swap="refit"``.
+        graphs: the new graphs, or plans, by step; empty where nothing was updated, and with ``swap="refit"``.
         weights: the open weights by name in the graph; empty but for ``swap="refit"``.
     """
 
@@ -57,6 +59,10 @@ class Session:
         self._bundle = Bundle.open(start.bundle, verify=False)
         spec = online_of(self._bundle)
         self._graphs = StepGraphs(self._bundle)
+        self._plans: StepPlans | None = None
+        if start.engine != FLOAT32 and start.settings.swap == "engine":
+            self._plans = StepPlans(self._bundle, start.engine)
+        self._engine = start.engine
         recipe = parse_settings(spec.recipe, OnlineRecipe, "manifest: online.recipe")
         pair = make_pair(recipe, self._bundle.path / spec.weights, allowed=start.settings.factories)
         if pair.join == "replace":
@@ -93,7 +99,7 @@ class Session:
             if self._settings.swap == "refit":
                 weights = self._graphs.open_weights(self._learner.weights())
             else:
-                graphs = self._graphs.patched(self._learner.weights())
+                graphs = (self._plans or self._graphs).patched(self._learner.weights())
         learned = Learned(
             seq=seq, version=self.version, before=taught.before, after=taught.after, updates=taught.updates,
             losses=taught.losses, took_ms=(time.perf_counter() - began) * 1e3, finite=taught.finite,
@@ -111,10 +117,14 @@ class Session:
         Raises:
             OutputError: it cannot be written.
         """
-        graphs = self._graphs.patched(self._learner.weights())
+        weights = self._learner.weights()
+        files = {self._graphs.files[step]: data for step, data in self._graphs.patched(weights).items()}
+        if self._plans is not None:
+            files |= {self._plans.files[step]: data for step, data in self._plans.patched(weights).items()}
+        elif self._engine != FLOAT32:
+            files[OPEN_WEIGHTS] = pack_weights(self._graphs.open_weights(weights))
         write_version(
-            folder, self.version, self._bundle.manifest_sha256, self._learner.state_dict(),
-            {self._graphs.files[step]: data for step, data in graphs.items()},
+            folder, self.version, self._bundle.manifest_sha256, self._learner.state_dict(), files,
             durable=self._settings.state is not None,
         )  # fmt: skip
 

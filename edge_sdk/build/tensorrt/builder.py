@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, cast
@@ -48,6 +48,7 @@ def build_plan(
     precision: Precision,
     settings: TensorRTSettings | None = None,
     calibration_sha256: str | None = None,
+    open_weights: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EngineIdentity:
     """Build ``graph`` for this machine: writes ``plan``, a pure TensorRT plan, and its identity beside it.
@@ -59,6 +60,7 @@ def build_plan(
         precision: what the graph is meant to be; a graph or a plan that is not is an error.
         settings: the recipe's.
         calibration_sha256: of the calibration set that the graph's scales come from.
+        open_weights: names of the only weights that can be exchanged later, with ``settings.refittable``; none for all.
         progress: told the percentage done, of stage ``"build STEP PRECISION"``.
 
     Returns:
@@ -80,8 +82,9 @@ def build_plan(
     with tempfile.TemporaryDirectory(dir=plan.parent, prefix=".build-") as folder:
         built = Path(folder) / plan.name
         job = Job(
-            graph=graph.absolute(), plan=built.absolute(), step=step, precision=precision, settings=settings
-        )
+            graph=graph.absolute(), plan=built.absolute(), step=step, precision=precision, settings=settings,
+            open=tuple(open_weights),
+        )  # fmt: skip
         outcome = run_child(job, progress or Silent())
         identity = _identity(job, outcome, graph_sha256, calibration_sha256, time.monotonic() - began)
         # An old identity must not stand beside the new plan, not even for a moment.

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from edge_sdk.build.tensorrt.config import make_config, set_timing_cache, use_dla
+from edge_sdk.build.tensorrt.config import leave_open, make_config, set_timing_cache, use_dla
 from edge_sdk.build.tensorrt.memory import ADVICE, spendable_bytes, workspace_limit
 from edge_sdk.build.tensorrt.monitor import make_monitor
 from edge_sdk.build.tensorrt.network import asked_precisions, check_request, make_network
@@ -151,7 +151,10 @@ def build(job: Job, report: Callable[[float], bool]) -> Outcome:
 
     def configure() -> Any:
         monitor = make_monitor(trt, report)
-        config = make_config(trt, builder, network, settings, workspace, monitor)
+        refit_all = settings.refittable and not job.open
+        config = make_config(trt, builder, network, settings, workspace, monitor, refit_all=refit_all)
+        if settings.refittable and job.open:
+            leave_open(trt, network, config, job.open)
         fallen = use_dla(trt, builder, network, config, settings)
         notes.extend(text for text in fallen if text not in notes)
         # The configuration refers to the monitor without owning it.

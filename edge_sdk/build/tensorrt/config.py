@@ -7,6 +7,7 @@ knows core 0 alone and sets flags that strongly typed networks refuse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edge_sdk.build.tensorrt.network import onnx_name
@@ -25,8 +26,13 @@ def make_config(
     settings: TensorRTSettings,
     workspace_bytes: int | None,
     monitor: Any,
+    *,
+    refit_all: bool,
 ) -> Any:
     """The configuration, without timing cache and DLA.
+
+    Args:
+        refit_all: leave every weight open.
 
     Raises:
         EngineError: this version of TensorRT lacks something that the settings ask for.
@@ -43,12 +49,36 @@ def make_config(
             tf32=settings.tf32,
             version_compatible=settings.version_compatible,
             exclude_lean_runtime=settings.exclude_lean_runtime,
-            refittable=settings.refittable,
+            refittable=refit_all,
             profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
             progress_monitor=monitor,
         )(builder, network)
     except refusal as error:
         raise EngineError(f"TensorRT {trt.__version__}: {' '.join(str(error).split())}") from error
+
+
+def leave_open(trt: Any, network: Any, config: Any, names: Sequence[str]) -> None:
+    """Let these weights be exchanged in the finished plan, and no others: layers without any keep their fusions.
+
+    Args:
+        names: of initialisers of the graph.
+
+    Raises:
+        EngineError: this version can leave open all weights or none, or the network has no such weights.
+    """
+    flag = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
+    if flag is None:
+        raise EngineError(
+            f"TensorRT {trt.__version__}: it cannot leave open the weights of single layers.",
+            hint="Leave 'refittable' out, and give AdaptSettings(swap='engine').",
+        )
+    config.set_flag(flag)
+    for name in names:
+        if not network.mark_weights_refittable(name):
+            raise EngineError(
+                f"refittable: TensorRT {trt.__version__} knows no weights '{name}' in this network.",
+                hint="Leave 'refittable' out, and give AdaptSettings(swap='engine').",
+            )
 
 
 def use_dla(trt: Any, builder: Any, network: Any, config: Any, settings: TensorRTSettings) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ class TensorRTSettings(Settings):
         tf32: let float32 products be computed in TF32.
         version_compatible: let newer releases load the plan; it may be slower and holds a small runtime of its own.
         exclude_lean_runtime: leave that runtime out of a version-compatible plan.
-        refittable: let weights be replaced later; it costs fusions and so speed.
+        refittable: let weights be replaced later; it costs fusions and so speed. Of a student that learns on the
+            stream only the layers that its bundle leaves open, else all.
         use_timing_cache: keep what was measured while building, so that the next build takes a fraction of the time.
         timing_cache: folder of timing caches, one per device, version and settings; None for the user's cache folder.
         precision_tolerance: share of the layers that the graph asks to be run in INT8 or float16 and that the plan may
@@ -76,6 +77,7 @@ class Job(Settings):
         plan: where to put the plan.
         step, precision: which engine it is.
         settings: the recipe's.
+        open: names of the weights that can be exchanged later, in place of all, where ``settings.refittable`` is set.
     """
 
     graph: Path
@@ -83,6 +85,7 @@ class Job(Settings):
     step: StepName
     precision: Precision
     settings: TensorRTSettings
+    open: tuple[str, ...] = ()
 
 
 class Outcome(Settings):
