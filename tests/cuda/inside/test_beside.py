@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.errors import ClosedError, EngineError
 from edge_sdk.runtime.cuda.device import CudaOptions
 from edge_sdk.runtime.cuda.engine import CudaEngine
 from edge_sdk.runtime.engine import EngineOptions
 from edge_sdk.runtime.learning import NewEngines
+from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import EverySchedule, Schedule
 from edge_sdk.runtime.steps import StepEngines
 from edge_sdk.runtime.stream import Stream
 from edge_sdk.tensors import TensorSpec
+from tests.adapt_world import ALWAYS, ANYTHING_GOES, World, lesson, ramp, threshold_of
 from tests.cuda.world import DRIVER, OUT_OF_MEMORY, DeviceOrtBackend, Driver, watched
 from tests.fake_student import bright_bundle, threshold_graph
 from tests.graphs import random_images, residual
@@ -301,3 +306,32 @@ def test_a_state_made_with_new_weights_is_taken_over(
             helper.submit(engine.close).result()
     engines.close()
     assert DRIVER.depth == 0
+
+
+@pytest.mark.parametrize(
+    ("memory", "pace"), [("pinned", "beside"), ("managed", "beside"), ("pinned", "in_turn")]
+)
+def test_a_student_learns_on_the_gpu(
+    memory: Any, pace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, on the runner's own thread: lessons, engines made beside it, probes and swaps."""
+    world = World(tmp_path, monkeypatch, rule="count")
+    settings = AdaptSettings(stride=ALWAYS, probe=ANYTHING_GOES, pace=pace)
+    with watched(mode="shuffle", seed=7):
+        backend = DeviceOrtBackend(CudaOptions(memory=memory))
+        with EdgeRunner(world.bundle, backend=backend, adapt=settings) as runner:
+            for version in range(1, 4):
+                status = lesson(runner, ramp())
+                assert (status.version, status.refused, status.last_error) == (version, 0, "")
+            if pace == "beside":
+                assert delta(runner) == 3
+        del runner
+        gc.collect()  # managed memory lives as long as its views, and a learner holds some of them in circles
+
+
+def delta(runner: EdgeRunner) -> int:
+    """The threshold of the student in use."""
+    while True:
+        result = runner(ramp())
+        if result.kind is StepKind.DELTA:
+            return threshold_of(ramp(), result)
