@@ -203,6 +203,31 @@ def test_a_helper_that_gets_no_stream_has_not_joined(
     mine.engine.close()
 
 
+def test_nothing_is_captured_while_a_helper_is_at_work(
+    graph: Path, driver: Driver, helper: ThreadPoolExecutor
+) -> None:
+    backend = DeviceOrtBackend()
+    mine = Bound(backend.load(graph, OPTIONS))
+    device, entered, leave = mine.engine.device, threading.Event(), threading.Event()
+
+    def work() -> None:
+        backend.join_thread()
+        with device:
+            entered.set()
+            leave.wait(10)
+
+    working = helper.submit(work)
+    assert entered.wait(10)
+    for _ in range(3):
+        np.testing.assert_array_equal(mine.answer(IMAGES[0]), bright(IMAGES[0], 128.0625))
+        assert not mine.step.captured
+    leave.set()
+    working.result()
+    mine.answer(IMAGES[0])
+    assert mine.step.captured
+    mine.engine.close()
+
+
 class Learner:
     """What a stream asks of its learner, as far as swaps go."""
 
