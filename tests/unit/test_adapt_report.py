@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edge_sdk.adapt.judge import Judge
-from edge_sdk.adapt.replay import Answers, LessonRecord, RunRecord, FrameAnswers, labels_of
+from edge_sdk.adapt.replay import Answers, FrameAnswers, LessonRecord, RunRecord, labels_of
 from edge_sdk.adapt.report import AdaptReport, StreamFacts
 from edge_sdk.adapt.score import PackedMasks
 from edge_sdk.adapt.settings import AdaptSettings
@@ -165,7 +166,7 @@ def test_a_report_of_baselines_alone_has_a_page_too(report: AdaptReport) -> None
     assert verdicts(only) == []
 
 
-def result(seq: int, kind: StepKind, mask: np.ndarray) -> SimpleNamespace:
+def result(seq: int, kind: StepKind, mask: np.ndarray) -> Any:
     return SimpleNamespace(seq=seq, kind=kind, mask=mask, times=SimpleNamespace(total_ms=4.0))
 
 
