@@ -234,6 +234,7 @@ class Teaching:
             prepared = self._preparation.load(
                 {step: _kept_file(folder, name) for step, name in names.items()}
             )
+        self.version = version  # the trainer begins with them too, which may be before the stream has taken them
         student = self._probe.bind(prepared.keyframe or self.in_use["keyframe"], prepared.delta)
         nothing = np.zeros((*self._bundle.size_hw, 3), np.uint8)
         self._probe.mask(student, Lesson(-1, nothing, nothing[..., 0], nothing), warm=False)

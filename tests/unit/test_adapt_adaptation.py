@@ -279,12 +279,15 @@ def test_a_restart_goes_on_with_weights_stride_and_log(world, tmp_path) -> None:
         before = runner.adaptation.status()
     assert (before.version, before.stride) == (1, 8)
     with world.runner(pace="in_turn", state=state, stride=stride) as runner:
+        assert runner.adaptation.wait_idle(LIMIT_S)
         results = [result for _, result in runner.stream([Frame(ramp(), seq, 0.0) for seq in range(2)])]
         after = runner.adaptation.status()
         assert threshold_of(ramp(), results[1]) == TEACHER
         assert [result.kind for result in results] == [StepKind.KEYFRAME, StepKind.DELTA]
     assert (after.version, after.frames, after.teacher_frames) == (1, 8, before.teacher_frames + 1)
     assert after.lessons == before.lessons + 1
+    # The trainer went on from the same weights, although it was ready before the stream had taken them.
+    assert (after.restarts, after.agreement_before) == (0, 1.0)
     assert world.kinds()[0] == "resumed"
     log = [event.kind for event in read_log(state / "log.jsonl")]
     assert (log.count("started"), log.count("resumed")) == (1, 1)
