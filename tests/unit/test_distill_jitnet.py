@@ -122,3 +122,16 @@ def test_only_the_running_norm_gathers_statistics() -> None:
 def test_arguments_out_of_range(arguments: tuple[int, float, str]) -> None:
     with pytest.raises(RecipeError, match="jitnet: expected classes >= 2"):
         jitnet(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_shrunk_student_answers_as_one_that_is_given_the_smaller_image() -> None:
+    torch.manual_seed(0)
+    small, shrunk = jitnet(3, 0.25).eval(), jitnet(3, 0.25, shrink=2).eval()
+    shrunk.load_state_dict(small.state_dict())
+    image = torch.randn(1, 3, 96, 131)
+    # The last column has no neighbour: its mean is of what there is.
+    halved = torch.nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+    assert halved.shape == (1, 3, 48, 66)
+    assert halved[0, 0, 0, -1] == pytest.approx(float(image[0, 0, :2, -1].mean()), abs=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(shrunk(image), small(halved))
