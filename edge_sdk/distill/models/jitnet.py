@@ -92,7 +92,7 @@ class JITNet(nn.Module):
         width: multiplies every channel count; published are 1.0 and 0.5 (the one that was timed).
         norm: ``frame`` normalises by the frame at hand, as published; ``running`` by statistics gathered in training,
             which an engine folds into the convolutions.
-        shrink: the image is averaged over squares of so many pixels first, and the logits are as much smaller. The paper
+        shrink: the image is averaged over squares of so many pixels first; the logits are as much smaller. The paper
             resizes every frame to 720 x 1280; a small frame with large objects is learned faster at half its size.
     """
 
