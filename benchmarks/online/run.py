@@ -197,7 +197,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
     for name in arguments.again:
-        for file in (f"{name}.json", f"{name}-report.json"):
+        for file in (f"{name}.json", f"{name.split('-')[0]}-report.json"):
             Path(cases.RESULTS / file).unlink(missing_ok=True)
     with RichProgress() as progress:
         if arguments.only:
