@@ -214,6 +214,11 @@ class Teaching:
                 return self._refused(lesson, report, "a weight or a loss is no finite number")
             if report.updates == 0:
                 return Outcome(lesson.seq, "unchanged", report)
+            if report.version <= self.version:  # its folder would be that of the weights in use
+                self.process.kill()
+                raise TrainerError(
+                    f"the trainer calls new weights version {report.version}, in use is {self.version}."
+                )
             return self._prepared(lesson, report, bind)
         except TrainerError as error:
             raise TrainerLostError(str(error)) from error
@@ -234,7 +239,8 @@ class Teaching:
             prepared = self._preparation.load(
                 {step: _kept_file(folder, name) for step, name in names.items()}
             )
-        self.version = version  # the trainer begins with them too, which may be before the stream has taken them
+        # The trainer begins with them too, which may be before the stream has taken them.
+        self.version = version
         student = self._probe.bind(prepared.keyframe or self.in_use["keyframe"], prepared.delta)
         nothing = np.zeros((*self._bundle.size_hw, 3), np.uint8)
         self._probe.mask(student, Lesson(-1, nothing, nothing[..., 0], nothing), warm=False)
