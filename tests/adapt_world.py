@@ -54,7 +54,8 @@ class World:
         self.events: list[Event] = []
         self._monkeypatch = monkeypatch
         self.plan(**plan)
-        monkeypatch.setitem(Adaptation.__init__.__kwdefaults__, "trainer", MODULE)
+        defaults: Any = Adaptation.__init__.__kwdefaults__
+        monkeypatch.setitem(defaults, "trainer", MODULE)
 
     def plan(self, **plan: Any) -> None:
         """What trainers that are started from now on do."""

@@ -25,7 +25,14 @@ from edge_sdk.adapt.replay import (
     labels_of,
 )
 from edge_sdk.adapt.score import PackedMasks
-from edge_sdk.adapt.settings import AdaptSettings, MemorySettings
+from edge_sdk.adapt.settings import (
+    AdaptSettings,
+    MemorySettings,
+    OnlineLoss,
+    OnlineOptimiser,
+    ProbeSettings,
+    StrideSettings,
+)
 from edge_sdk.bundle import Bundle
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.conditions import Conditions
@@ -39,6 +46,13 @@ RESULTS = streams.RUNS / ("results" if streams.LIMIT is None else "trial/results
 THRESHOLDS = (0.7, 0.8, 0.9)
 # As in the paper: every frame waits for what was learned of the one before it, so results do not hang on the machine.
 _TURN = {"pace": "in_turn", "resume": False}
+# The listing keeps whatever an update brings.
+_PUBLISHED = {"probe": ProbeSettings(drop=1.0)}
+# What a fixed camera asks for: the teacher is asked when something enters an empty scene, ground is no object, and the
+# student, whose norm no longer follows each frame, learns in smaller steps.
+_CAMERA = {
+    "stride": StrideSettings(change=3.0), "loss": OnlineLoss(box_most=0.5), "optimiser": OnlineOptimiser(lr=0.001),
+}  # fmt: skip
 OFFLINE_STEPS = 800 if streams.LIMIT is None else 10
 
 
@@ -54,10 +68,12 @@ class Case:
 def _cases() -> dict[str, Case]:
     found = {}
     for threshold in THRESHOLDS:
-        masks = AdaptSettings(threshold=threshold, truth=True, **_TURN)  # type: ignore[arg-type]
+        masks = AdaptSettings(threshold=threshold, truth=True, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
         found[f"davis-{threshold}"] = Case("davis", masks, 170)
-        own = AdaptSettings(threshold=threshold, **_TURN)  # type: ignore[arg-type]
+        own = AdaptSettings(threshold=threshold, **_TURN, **_CAMERA)  # type: ignore[arg-type]
         found[f"camera-{threshold}"] = Case("camera", own, 90)
+        own = AdaptSettings(threshold=threshold, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
+        found[f"camera-published-{threshold}"] = Case("camera_published", own, 60)
     masks = found["davis-0.8"].settings.model_copy(update={"memory": MemorySettings()})
     found["davis-memory"] = Case("davis", masks, 260)
     own = found["camera-0.8"].settings

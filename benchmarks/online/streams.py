@@ -12,6 +12,7 @@ import cv2
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.compile import ExportRecipe, export
+from edge_sdk.distill import TrainRecipe
 from edge_sdk.distill.online import OnlineRecipe
 from edge_sdk.files import atomic_folder, sha256_of, write_text
 from edge_sdk.progress import Progress
@@ -37,10 +38,16 @@ class Stream:
 
 
 def recipe_of(name: str) -> ExportRecipe:
-    """The export recipe of a bundle: ``davis``, ``camera``, and the camera's with another join or open layers."""
+    """The export recipe of a bundle: ``davis``, ``camera``, and the camera's with another join, open layers, or the
+    student normalised as published."""
     base = load_recipe(HERE / f"{name.split('_')[0]}.yaml", ExportRecipe)
     changes = {"camera_correct": {"join": "correct"}, "camera_open": {"open": OPEN}}.get(name, {})
     online = online_of(base).model_copy(update=changes)
+    if name == "camera_published":
+        student = online.student
+        weights = load_recipe(HERE / "pretrain_frame.yaml", TrainRecipe).out / "model.pt"
+        found = {"arguments": student.arguments | {"norm": "frame"}, "checkpoint": weights}
+        online = online.model_copy(update={"student": student.model_copy(update=found)})
     return base.model_copy(update={"online": online, "out": RUNS / f"{name}_bundle"})
 
 

@@ -27,11 +27,16 @@ class StrideSettings(Settings):
             the student agrees and halved where it does not. Published: 8 and 64.
         due: ``modulo``: frame t is a teacher frame where ``t % stride == 0``, as in the paper's listing; ``ahead``: the
             next one is ``stride`` frames after the last, as in a later implementation.
+        change: beyond the paper: a teacher frame also where the picture differs from the last teacher frame's by more
+            than this, as a mean of absolute differences of luma in grey levels, and that one is ``minimum`` frames back
+            or more. At a fixed camera an empty scene makes the stride long, and what then enters would go unseen. None
+            for no such frames.
     """
 
     minimum: Positive = 8
     maximum: Positive = 64
     due: Literal["modulo", "ahead"] = "modulo"
+    change: Annotated[float, Field(gt=0, le=255)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> StrideSettings:
@@ -64,12 +69,14 @@ class OnlineLoss(Settings):
         box_weight: weight of a pixel inside a box against one outside; 5 as published, 1 for no boxes.
         box_margin: each box is enlarged by this share of its height and width on every side.
         box_least: boxes of fewer pixels than this are noise and get no weight.
+        box_most: boxes of more than this share of the frame are scenery, such as ground, and get no weight.
     """
 
     kind: Literal["cross_entropy", "focal"] = "cross_entropy"
     box_weight: Annotated[float, Field(ge=1)] = 5.0
     box_margin: Share = 0.15
     box_least: Annotated[int, Field(ge=0)] = 16
+    box_most: Share = 1.0
 
 
 class OnlineOptimiser(Settings):

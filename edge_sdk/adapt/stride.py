@@ -14,6 +14,10 @@ import numpy as np
 
 from edge_sdk.adapt.settings import StrideSettings
 from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.schedule import sampled_luma
+
+# Pixels from sample to sample where pictures are compared.
+_SAMPLED = 16
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,17 @@ def begin(settings: StrideSettings) -> StrideState:
     return StrideState(settings.minimum)
 
 
-def is_teacher(settings: StrideSettings, state: StrideState) -> bool:
-    """Whether frame ``state.frame`` is to be answered by the teacher and learned from."""
+def is_teacher(settings: StrideSettings, state: StrideState, *, changed: bool = False) -> bool:
+    """Whether frame ``state.frame`` is to be answered by the teacher and learned from.
+
+    Args:
+        settings: of the schedule.
+        state: before that frame.
+        changed: whether its picture has changed since the last teacher frame, see ``StrideSettings.change``.
+    """
     if state.due:
+        return True
+    if changed and (state.last is None or state.frame >= state.last + settings.minimum):
         return True
     if settings.due == "modulo":
         return state.frame % state.stride == 0
@@ -54,7 +66,9 @@ def is_teacher(settings: StrideSettings, state: StrideState) -> bool:
     return state.last is None or state.frame >= state.last + state.stride
 
 
-def next_frame(settings: StrideSettings, state: StrideState, *, teacher: bool) -> StrideState:
+def next_frame(
+    settings: StrideSettings, state: StrideState, *, teacher: bool, changed: bool = False
+) -> StrideState:
     """The state after frame ``state.frame``.
 
     Args:
@@ -62,10 +76,11 @@ def next_frame(settings: StrideSettings, state: StrideState, *, teacher: bool) -
         state: before that frame.
         teacher: whether the teacher answered it and it is learned from. Where it is not although
             :func:`is_teacher` said so, the teacher frame stays owed.
+        changed: as it was told to :func:`is_teacher`.
     """
     if teacher:
         return replace(state, frame=state.frame + 1, due=False, last=state.frame)
-    return replace(state, frame=state.frame + 1, due=is_teacher(settings, state))
+    return replace(state, frame=state.frame + 1, due=is_teacher(settings, state, changed=changed))
 
 
 def learned(settings: StrideSettings, threshold: float, state: StrideState, agreement: float) -> StrideState:
@@ -108,15 +123,27 @@ class StrideSchedule:
         self._lock = threading.Lock()
         self._state = begin(settings)
         self._teaches = False
+        self._seen: np.ndarray | None = None  # luma of the last teacher frame
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
         """Decide for the next frame, see :meth:`edge_sdk.runtime.schedule.Schedule.decide`; never a skip."""
         busy = self._busy()
+        luma, changed = self._compared(image)
         with self._lock:
-            asked = age is None or is_teacher(self._settings, self._state)
+            asked = age is None or is_teacher(self._settings, self._state, changed=changed)
             self._teaches = asked and not busy
-            self._state = next_frame(self._settings, self._state, teacher=self._teaches)
+            self._state = next_frame(self._settings, self._state, teacher=self._teaches, changed=changed)
+        if self._teaches:
+            self._seen = luma
         return StepKind.KEYFRAME if self._teaches or age is None else StepKind.DELTA
+
+    def _compared(self, image: np.ndarray) -> tuple[np.ndarray | None, bool]:
+        """The picture's luma where it is of use, and whether it has changed since the last teacher frame."""
+        least = self._settings.change
+        if least is None:
+            return None, False
+        luma = sampled_luma(image, _SAMPLED)
+        return luma, self._seen is not None and float(np.abs(luma - self._seen).mean()) > least
 
     @property
     def teaches(self) -> bool:
@@ -148,3 +175,4 @@ class StrideSchedule:
         """A new stream begins: frame 0 at the smallest stride."""
         with self._lock:
             self._state = begin(self._settings)
+        self._seen = None

@@ -135,7 +135,9 @@ class View:
             [[step, 0, left + (win_w - 1 / zoom if mirror else 0)], [0, 1 / zoom, top], [0, 0, 1]]
         )
         if augment.turn is not None:
-            self.to_source = self.to_source @ _turned(np.deg2rad(rng.uniform(-1, 1) * augment.turn), self.out_hw)
+            self.to_source = self.to_source @ _turned(
+                np.deg2rad(rng.uniform(-1, 1) * augment.turn), self.out_hw
+            )
         gain = 1 + rng.uniform(-1, 1, 3) * augment.colour * 0.5 + rng.uniform(-1, 1) * augment.colour
         offset = rng.uniform(-1, 1) * augment.colour * 64
         levels = np.arange(256)[:, None] * gain + offset

@@ -54,8 +54,8 @@ class Augment(Settings):
         scale: range of the random zoom before cropping.
         flip: chance of a horizontal mirror.
         colour: half-range of random gain and offset, relative to full scale.
-        turn: largest rotation either way, in degrees; ``None`` does not rotate. 180 suits a camera that may look from any
-            side, such as straight down.
+        turn: largest rotation either way, in degrees; ``None`` does not rotate. 180 suits a camera that may look from
+            any side, such as straight down.
     """
 
     crop_hw: tuple[Positive, Positive] | None = None

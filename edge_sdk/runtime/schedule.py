@@ -172,7 +172,7 @@ class _Change:
         self._reference: np.ndarray | None = None
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
-        luma = _sampled_luma(image, self._settings.stride)
+        luma = sampled_luma(image, self._settings.stride)
         if self._is_due(luma, age):
             self._reference = luma
             return StepKind.KEYFRAME
@@ -208,7 +208,8 @@ class _External:
 _LUMA = np.array((0.114, 0.587, 0.299), np.float32)
 
 
-def _sampled_luma(image: np.ndarray, stride: int) -> np.ndarray:
+def sampled_luma(image: np.ndarray, stride: int) -> np.ndarray:
+    """Luma, in grey levels, float32, of every ``stride``-th pixel of every ``stride``-th row of (H, W, 3) uint8 BGR."""
     height, width = image.shape[:2]
     # Samples sit in the middle of their cells; a frame smaller than one cell has one sample, in its middle.
     top, left = min(stride, height) // 2, min(stride, width) // 2

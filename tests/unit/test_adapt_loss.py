@@ -37,6 +37,11 @@ def label(*boxes: tuple[int, int, int, int, int]) -> np.ndarray:
         pytest.param(label((5, 5, 5, 3, 1)), {}, [], id="15 pixels are noise"),
         pytest.param(label((5, 5, 4, 4, 1)), {"box_margin": 0}, [(5, 5, 4, 4)], id="16 are not"),
         pytest.param(label((5, 5, 2, 1, 1)), {"box_least": 0, "box_margin": 0}, [(5, 5, 2, 1)], id="no least"),
+        pytest.param(
+            label((0, 0, *SIZE, 1), (5, 5, 6, 6, 2)), {"box_most": 0.5, "box_margin": 0}, [(5, 5, 6, 6)],
+            id="scenery has none, what stands in it has",
+        ),
+        pytest.param(label((0, 0, *SIZE, 1)), {}, [(0, 0, *SIZE)], id="published: any box"),
         pytest.param(label((10, 20, 20, 10, 255)), {}, [], id="what is ignored has no box"),
         pytest.param(
             label((0, 0, 5, 5, 1), (20, 20, 5, 5, 1)), {"box_margin": 0}, [(0, 0, 5, 5), (20, 20, 5, 5)],

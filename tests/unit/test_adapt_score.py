@@ -194,6 +194,7 @@ def test_copying_repeats_and_flow_follows() -> None:
     assert (copy.step_ms, flow.step_ms > 0, chained.step_ms > 0) == (0.0, True, True)
     assert flow.figures.mean is not None
     assert chained.figures.mean is not None
+    assert copy.figures.mean is not None
     assert copy.figures.mean < min(flow.figures.mean, chained.figures.mean)
 
 

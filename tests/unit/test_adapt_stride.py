@@ -208,3 +208,43 @@ def test_observing_from_another_thread_loses_no_frame() -> None:
     thread.join()
     assert schedule.state.frame == 2000
     assert schedule.state.stride == 1024
+
+
+def _seen(schedule: StrideSchedule, levels: list[int]) -> list[int]:
+    """Numbers of the frames, of one grey level each, that the teacher is asked about, all of them agreed with."""
+    asked = []
+    for number, level in enumerate(levels):
+        if (
+            schedule.decide(np.full((32, 32, 3), level, np.uint8), None if number == 0 else 1)
+            is StepKind.KEYFRAME
+        ):
+            asked.append(number)
+            schedule.observe(1.0)
+    return asked
+
+
+def test_a_change_of_the_picture_brings_a_teacher_frame_but_not_sooner_than_the_smallest_stride() -> None:
+    levels = [100] * 40 + [120] * 10 + [140] * 40
+    assert _seen(StrideSchedule(StrideSettings(), 0.8), levels) == [0, 16, 32, 64]
+    # Frame 40 differs by 20 levels: asked at once, since frame 32 is 8 frames back; frame 50 differs by 20 more.
+    assert _seen(StrideSchedule(StrideSettings(change=10.0), 0.8), levels) == [0, 16, 32, 40, 50, 64]
+    assert _seen(StrideSchedule(StrideSettings(change=20.0), 0.8), levels) == [0, 16, 32, 50, 64]
+    # A picture that never rests is asked about every eighth time.
+    busy = [0, 50] * 30
+    found = _seen(StrideSchedule(StrideSettings(change=10.0), 0.8), busy)
+    assert min(np.diff(found)) >= 8
+    assert max(np.diff(found)) <= 9
+
+
+def test_a_change_while_busy_stays_owed() -> None:
+    busy = False
+    schedule = StrideSchedule(StrideSettings(change=10.0), 0.8, busy=lambda: busy)
+    dark, bright = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 50, np.uint8)
+    assert schedule.decide(dark, None) is StepKind.KEYFRAME
+    busy = True
+    for _ in range(9):
+        assert schedule.decide(bright, 1) is StepKind.DELTA
+    busy = False
+    # The picture is as it was, yet what was missed is made up for.
+    assert schedule.decide(dark, 1) is StepKind.KEYFRAME
+    assert schedule.decide(dark, 1) is StepKind.DELTA

@@ -99,7 +99,6 @@ def test_a_turned_crop_is_turned_about_its_middle_and_no_draw_is_spent_without()
         assert (inside == 1).mean() > 0.5
 
 
-
 def test_colour_is_one_draw_for_all_frames_of_a_view() -> None:
     image, mask = painted()
     view = View(np.random.default_rng(1), Augment(scale=(1, 1), flip=0, colour=0.4), HW)

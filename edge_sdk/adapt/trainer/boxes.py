@@ -17,7 +17,7 @@ def box_weights(label: np.ndarray, classes: int, settings: OnlineLoss) -> np.nda
     Args:
         label: (H, W) uint8 class ids; what is no class has no boxes.
         classes: how many there are; 0 is background.
-        settings: weight, margin and the fewest pixels of a part that gets a box.
+        settings: weight, margin, the fewest pixels of a part that gets a box, and the largest box.
 
     Returns:
         (H, W) float32: ``box_weight`` inside a box, 1 elsewhere.
@@ -30,7 +30,7 @@ def box_weights(label: np.ndarray, classes: int, settings: OnlineLoss) -> np.nda
     for index in present.tolist():
         parts = cv2.connectedComponentsWithStats((label == index).view(np.uint8), connectivity=8)[2][1:]
         for left, top, wide, high, pixels in parts.tolist():
-            if pixels < settings.box_least:
+            if pixels < settings.box_least or wide * high > settings.box_most * label.size:
                 continue
             x, y = round(settings.box_margin * wide), round(settings.box_margin * high)
             rows = slice(max(top - y, 0), min(top + high + y, height))
