@@ -7,6 +7,8 @@ cores. Before it, once, the student's weights of before the streams and the teac
 
     edge-sdk train benchmarks/online/pretrain.yaml
     edge-sdk train benchmarks/online/teacher.yaml
+    edge-sdk train benchmarks/online/pretrain_frame.yaml
+    edge-sdk train benchmarks/online/pretrain_camera.yaml
 
 Each measurement is kept under runs/online/results and made again only where its settings or bundle have changed, so a
 run that was stopped goes on; ``--again`` makes one again, ``--only`` makes no others and writes no results. To try it
@@ -41,6 +43,7 @@ from edge_sdk.files import write_text
 from edge_sdk.progress import Progress
 
 COMMAND = "python benchmarks/online/run.py"
+PUBLISHED = "-published-"
 OTHERS = {"davis-memory": "memory", "camera-correct": "join correct", "camera-refit": "refit"}
 # What measures no times may share the machine with its like, a core each: recorded masks, and trainings.
 SHARED = ("davis-0.7", "davis-0.8", "davis-0.9", "davis-memory", "davis-offline", "camera-offline")
@@ -86,12 +89,12 @@ def _report(
     judge = Judge(bundle.task.spec, teacher, parts=stream.parts)
     rows, courses, keys = [], [], {}
     for case, (run, masks) in runs.items():
-        title = f"online {run.settings.threshold:g}"
-        title += f", {OTHERS[case]}" if case in OTHERS else ""
+        kind = "published" if PUBLISHED in case else "online"
+        title = f"{kind} {run.settings.threshold:g}" + (f", {OTHERS[case]}" if case in OTHERS else "")
         row, course = judge.online(title, run, masks)
         rows.append(row)
         courses.append(course)
-        if case not in OTHERS:
+        if case not in OTHERS and PUBLISHED not in case:
             keys[title] = run.keyframes
     compared = [row for row in rows if row.name in keys]
     with open_source(stream.uri, limit=streams.LIMIT) as source:
@@ -170,7 +173,7 @@ def make_all(progress: Progress) -> None:
             f"about {rest / 60:.0f} min left\n"
         )
 
-    for name in ("davis", "camera", "camera_correct", "camera_open"):
+    for name in ("davis", "camera", "camera_published", "camera_correct", "camera_open"):
         streams.bundle(name, progress)
         streams.stream(name)
     every["camera-teacher"][0](progress)

@@ -18,7 +18,9 @@ over all frames, the teacher's own frames included, mean without background. Run
 published, and so do not hang on the speed of the machine. *same frames*: a baseline with just the teacher
 frames of that run; *evenly*: as many, evenly spread. *flow* is taken from the frame to its teacher frame,
 *chained* from frame to frame, as published. *offline* is the student trained on the whole stream beforehand;
-*student as it began* has a last layer that has seen nothing, as the number of classes is new to it. Cost
+*student as it began*: on DAVIS it has a last layer that has seen nothing, as the number of classes is new to
+it. *published*: settings and student as published; *online*, on the camera's stream: with the settings of
+cases.py, a student whose norm is fixed, and a teacher frame where the picture changes. Cost
 model: 7 ms a student's frame, 300 ms a teacher's, 30 ms an update, as published; by the clock: one core for
 frames and one for learning, ONNX Runtime float32."""
 PACED = """\
