@@ -50,7 +50,7 @@ _TURN = {"pace": "in_turn", "resume": False}
 _PUBLISHED = {"probe": ProbeSettings(drop=1.0)}
 # What a fixed camera asks for: the teacher is asked when something enters an empty scene, ground is no object, and the
 # student, whose norm no longer follows each frame, learns in smaller steps.
-_CAMERA = {
+FIXED_CAMERA: dict[str, Any] = {
     "stride": StrideSettings(change=3.0), "loss": OnlineLoss(box_most=0.5), "optimiser": OnlineOptimiser(lr=0.001),
 }  # fmt: skip
 OFFLINE_STEPS = 800 if streams.LIMIT is None else 10
@@ -70,7 +70,7 @@ def _cases() -> dict[str, Case]:
     for threshold in THRESHOLDS:
         masks = AdaptSettings(threshold=threshold, truth=True, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
         found[f"davis-{threshold}"] = Case("davis", masks, 170)
-        own = AdaptSettings(threshold=threshold, **_TURN, **_CAMERA)  # type: ignore[arg-type]
+        own = AdaptSettings(threshold=threshold, **_TURN, **FIXED_CAMERA)  # type: ignore[arg-type]
         found[f"camera-{threshold}"] = Case("camera", own, 90)
         own = AdaptSettings(threshold=threshold, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
         found[f"camera-published-{threshold}"] = Case("camera_published", own, 60)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import streams
-from cases import Kept
+from cases import FIXED_CAMERA, Kept
 
 from edge_sdk import EdgeRunner, open_source
 from edge_sdk.adapt.replay import LessonLog
@@ -22,7 +22,7 @@ from edge_sdk.video.frame import Frame
 RATES = {12.5: 375, 25.0: 750} if streams.LIMIT is None else {25.0: 50}
 ROUNDS = 2 if streams.LIMIT is None else 1
 # The highest threshold learns most.
-SETTINGS = AdaptSettings(threshold=0.9, resume=False)
+SETTINGS = AdaptSettings(threshold=0.9, resume=False, **FIXED_CAMERA)
 SECONDS = ROUNDS * 2 * sum(frames / rate + 4 for rate, frames in RATES.items())
 
 
