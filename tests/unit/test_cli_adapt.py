@@ -123,8 +123,9 @@ def test_recorded_masks_take_the_teachers_place(bundle: Bundle, clip: Path, tmp_
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_a_clean_end(
-    bundle: Bundle, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
-) -> None:
+    bundle: Bundle, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
+    signum: int,
+) -> None:  # fmt: skip
     from edge_sdk.cli import run_summary
 
     added = run_summary.RunSummary.add
@@ -135,6 +136,9 @@ def test_ctrl_c_is_a_clean_end(
             signal.raise_signal(signum)
 
     monkeypatch.setattr(run_summary.RunSummary, "add", add)
+    # A shell's background jobs ignore Ctrl-C, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     result = invoke(
         bundle.path, clip, "--keep", tmp_path / "kept", "--save", f"{tmp_path / 'drawn'}/", "--json"
     )
