@@ -74,8 +74,10 @@ def _cases() -> dict[str, Case]:
         found[f"camera-{threshold}"] = Case("camera", own, 90)
         own = AdaptSettings(threshold=threshold, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
         found[f"camera-published-{threshold}"] = Case("camera_published", own, 60)
-    masks = found["davis-0.8"].settings.model_copy(update={"memory": MemorySettings()})
-    found["davis-memory"] = Case("davis", masks, 260)
+    published = found["davis-0.8"].settings
+    found["davis-memory"] = Case("davis", published.model_copy(update={"memory": MemorySettings()}), 260)
+    change = published.model_copy(update={"stride": StrideSettings(change=3.0)})
+    found["davis-change"] = Case("davis", change, 200)
     own = found["camera-0.8"].settings
     found["camera-correct"] = Case("camera_correct", own, 110)
     found["camera-refit"] = Case("camera_open", own.model_copy(update={"swap": "refit"}), 80)

@@ -44,9 +44,22 @@ from edge_sdk.progress import Progress
 
 COMMAND = "python benchmarks/online/run.py"
 PUBLISHED = "-published-"
-OTHERS = {"davis-memory": "memory", "camera-correct": "join correct", "camera-refit": "refit"}
+OTHERS = {
+    "davis-memory": "memory",
+    "davis-change": "on change",
+    "camera-correct": "join correct",
+    "camera-refit": "refit",
+}
 # What measures no times may share the machine with its like, a core each: recorded masks, and trainings.
-SHARED = ("davis-0.7", "davis-0.8", "davis-0.9", "davis-memory", "davis-offline", "camera-offline")
+SHARED = (
+    "davis-0.7",
+    "davis-0.8",
+    "davis-0.9",
+    "davis-memory",
+    "davis-change",
+    "davis-offline",
+    "camera-offline",
+)
 
 
 def measurements() -> dict[str, tuple[Callable[[Progress], Any], float]]:
@@ -94,7 +107,7 @@ def _report(
         row, course = judge.online(title, run, masks)
         rows.append(row)
         courses.append(course)
-        if case not in OTHERS and PUBLISHED not in case:
+        if (case not in OTHERS or case == "davis-change") and PUBLISHED not in case:
             keys[title] = run.keyframes
     compared = [row for row in rows if row.name in keys]
     with open_source(stream.uri, limit=streams.LIMIT) as source:

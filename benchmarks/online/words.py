@@ -139,8 +139,9 @@ def results(
         "IoU by class:", "", _classes(main["camera"]),
         "Mean IoU by round:", "", _parts(main["camera"]),
         "## Beyond the paper", "",
-        "A small memory of past teacher frames, learned again beside the newest (DAVIS):", "",
-        _rows(davis, ("online 0.8", "online 0.8, memory")),
+        "A small memory of past teacher frames, learned again beside the newest (DAVIS), and a teacher frame where the "
+        "picture changes:", "",
+        _rows(davis, ("online 0.8", "online 0.8, memory", "online 0.8, on change")),
         "The student corrected by the teacher's last answer (`join: correct`), on the camera's stream:", "",
         _rows(camera, ("online 0.8", "online 0.8, join correct")),
         "A new engine for each new version, or refit of the open layers (decoder and head) alone:", "",

@@ -98,6 +98,7 @@ def test_every_answer_under_load_is_that_of_one_version(world, swaps, swap) -> N
         versions = learner._ledger.folder_of(1).parent
         # Those two, and what is being written; a thread of its own removes the others, when it comes to it.
         until(lambda: len(list(versions.iterdir())) <= 4)
+        gc.collect()
         engines = sum(type(each).__name__ == "InferenceSession" for each in gc.get_objects())
         assert engines <= 6
     assert len(used) > 0.9 * swaps
