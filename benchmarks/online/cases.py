@@ -27,6 +27,7 @@ from edge_sdk.adapt.replay import (
 from edge_sdk.adapt.score import PackedMasks
 from edge_sdk.adapt.settings import (
     AdaptSettings,
+    AgreementSettings,
     MemorySettings,
     OnlineLoss,
     OnlineOptimiser,
@@ -48,10 +49,12 @@ THRESHOLDS = (0.7, 0.8, 0.9)
 _TURN = {"pace": "in_turn", "resume": False}
 # The listing keeps whatever an update brings.
 _PUBLISHED = {"probe": ProbeSettings(drop=1.0)}
-# What a fixed camera asks for: the teacher is asked when something enters an empty scene, ground is no object, and the
-# student, whose norm no longer follows each frame, learns in smaller steps.
+# What a fixed camera asks for: the teacher is asked when something enters an empty scene; ground is no object, and does not
+# hide one that is missed; the student, whose norm no longer follows each frame, learns in smaller steps; and what has
+# been seen comes again.
 FIXED_CAMERA: dict[str, Any] = {
     "stride": StrideSettings(change=3.0), "loss": OnlineLoss(box_most=0.5), "optimiser": OnlineOptimiser(lr=0.001),
+    "agreement": AgreementSettings(measure="min_iou"), "memory": MemorySettings(frames=128),
 }  # fmt: skip
 OFFLINE_STEPS = 800 if streams.LIMIT is None else 10
 
