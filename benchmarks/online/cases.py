@@ -49,9 +49,9 @@ THRESHOLDS = (0.7, 0.8, 0.9)
 _TURN = {"pace": "in_turn", "resume": False}
 # The listing keeps whatever an update brings.
 _PUBLISHED = {"probe": ProbeSettings(drop=1.0)}
-# What a fixed camera asks for: the teacher is asked when something enters an empty scene; ground is no object, and does not
-# hide one that is missed; the student, whose norm no longer follows each frame, learns in smaller steps; and what has
-# been seen comes again.
+# What a fixed camera asks for: the teacher is asked when something enters an empty scene; ground is no object, and does
+# not hide one that is missed; the student, whose norm no longer follows each frame, learns in smaller steps; and what
+# has been seen comes again.
 FIXED_CAMERA: dict[str, Any] = {
     "stride": StrideSettings(change=3.0), "loss": OnlineLoss(box_most=0.5), "optimiser": OnlineOptimiser(lr=0.001),
     "agreement": AgreementSettings(measure="min_iou"), "memory": MemorySettings(frames=128),
@@ -75,8 +75,8 @@ def _cases() -> dict[str, Case]:
         found[f"davis-{threshold}"] = Case("davis", masks, 170)
         own = AdaptSettings(threshold=threshold, **_TURN, **FIXED_CAMERA)  # type: ignore[arg-type]
         found[f"camera-{threshold}"] = Case("camera", own, 90)
-        own = AdaptSettings(threshold=threshold, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
-        found[f"camera-published-{threshold}"] = Case("camera_published", own, 60)
+    own = AdaptSettings(threshold=0.8, **_TURN, **_PUBLISHED)  # type: ignore[arg-type]
+    found["camera-published-0.8"] = Case("camera_published", own, 60)
     published = found["davis-0.8"].settings
     found["davis-memory"] = Case("davis", published.model_copy(update={"memory": MemorySettings()}), 260)
     change = published.model_copy(update={"stride": StrideSettings(change=3.0)})
