@@ -84,7 +84,8 @@ class Adaptation(Learning):
         self._in_turn, self._trainer = settings.pace == "in_turn", trainer
         self.learning_cores = learning_cores(settings)
         self._preparation = Preparation(bundle, backend, options, engine, self.learning_cores)
-        self._recorded = None if settings.teacher is None else RecordedMasks(settings.teacher, bundle.size_hw)
+        masks, values = settings.teacher, settings.teacher_labels
+        self._recorded = None if masks is None else RecordedMasks(masks, bundle.size_hw, values)
         self.schedule = StrideSchedule(settings.stride, settings.threshold, self._is_busy)
         self._copies = FrameCopies(bundle.size_hw, bool(self._preparation.pair.state))
         self._teaching: Teaching | None = None

@@ -15,6 +15,7 @@ from edge_sdk.settings import Settings
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 # Factories that a bundle may name by itself. Any other comes from the user: a factory is code that is run.
 OWN_FACTORIES = ("edge_sdk.distill.models:",)
 
@@ -159,6 +160,7 @@ class AdaptSettings(Settings):
         cores: CPU cores that learning may use; frames have the others.
         teacher: folder of recorded masks, one a frame in natural order of names, in place of the bundle's teacher; None
             for the bundle's own.
+        teacher_labels: class ids by value of those masks, such as ``{255: 1}``; values not named stay as they are.
         truth: take the labels that the source carries as the teacher's, where it carries any.
         state: folder for weights, stride and log, so that a restart goes on from there; None keeps nothing.
         resume: go on from ``state`` where there is something; False starts over.
@@ -185,6 +187,7 @@ class AdaptSettings(Settings):
     swap: Literal["engine", "refit"] = "engine"
     cores: Positive = 1
     teacher: Path | None = None
+    teacher_labels: dict[Byte, Byte] = Field(default_factory=dict)
     truth: bool = False
     state: Path | None = None
     resume: bool = True
@@ -200,6 +203,8 @@ class AdaptSettings(Settings):
             raise ValueError("answer 'student' needs pace 'in_turn': the frame has to wait for the updates")
         if self.teacher is not None and self.truth:
             raise ValueError("give either 'teacher' or 'truth', not both")
+        if self.teacher_labels and self.teacher is None:
+            raise ValueError("'teacher_labels' is about the masks of 'teacher', and there are none")
         return self
 
     @property

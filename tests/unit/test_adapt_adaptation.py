@@ -260,6 +260,12 @@ def test_recorded_teachers(world, tmp_path) -> None:
         assert [threshold_of(image, runner(image)) for _ in range(3)] == [90, 90, 90]
         with pytest.raises(MissingFileError, match="expected a mask of frame 3"):
             runner(image)
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), mask * 255)
+    with world.runner(teacher=folder, teacher_labels={255: 1}, pace="in_turn") as runner:
+        assert threshold_of(image, runner(image)) == 90
+    with pytest.raises(ValueError, match="'teacher_labels' is about the masks of 'teacher'"):
+        AdaptSettings(teacher_labels={255: 1})
 
 
 def test_a_label_that_holds_no_class_is_refused_and_the_trainer_lives(world) -> None:
