@@ -44,6 +44,15 @@ def claims(camera: AdaptReport, pace: Sequence[dict[str, Any]]) -> list[Claim]:
         against = best.score.mean or 0.0
         text = f"{share(mean)} against {share(against)}, {best.name}"
         found.append((f"camera, 0.8: beats copy and flow at the same share, {where}", text, mean > against))
+    # Its teacher frames are those of the run in which all layers learn, so the baselines on them are its own too.
+    part, whole = camera.row("online 0.8, refit"), {course.row: course for course in camera.courses}
+    if whole[part.name].teacher_at == whole[run.name].teacher_at:
+        value = part.score.mean or 0.0
+        text = f"{share(value)} against {share(against)}, {best.name}"
+        claim = (
+            "camera, 0.8, decoder and head alone learn (refit): beats copy and flow on its own teacher frames"
+        )
+        found.append((claim, text, value > against))
     for rate in dict.fromkeys(row["rate"] for row in pace):
         missed = {row["learns"]: row["missed"] for row in pace if row["rate"] == rate}
         later = missed[True] - missed[False]
