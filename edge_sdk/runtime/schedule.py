@@ -85,13 +85,14 @@ class ChangeSchedule(Settings):
     """A keyframe where the picture has changed since the last one.
 
     The change is the mean absolute difference of luma, in grey levels, over every ``stride``-th pixel of
-    every ``stride``-th row.
+    every ``stride``-th row. With ``between: skip`` this is a gate for whole frames: a quiet frame costs nothing.
 
     Args:
         threshold: change above which a frame is a keyframe, in grey levels (0-255).
         min_interval: frames from keyframe to keyframe at least, whatever the change.
         max_interval: frames from keyframe to keyframe at most; None for no limit.
         stride: pixels from sample to sample.
+        between: what the other frames are.
     """
 
     kind: Literal["change"] = "change"
@@ -99,6 +100,7 @@ class ChangeSchedule(Settings):
     min_interval: int = Field(default=1, ge=1)
     max_interval: int | None = Field(default=None, ge=1)
     stride: int = Field(default=32, ge=1)
+    between: Literal["delta", "skip"] = "delta"
 
     @model_validator(mode="after")
     def _ordered(self) -> ChangeSchedule:
@@ -109,11 +111,45 @@ class ChangeSchedule(Settings):
     @property
     def uses_delta(self) -> bool:
         """Whether a delta step may be asked for."""
-        return self.max_interval != 1
+        return self.max_interval != 1 and self.between == "delta"
 
     def start(self) -> Schedule:
         """A fresh schedule for one stream."""
         return _Change(self)
+
+
+class SampleSchedule(Settings):
+    """A few frames of each clip are seen, those between are skipped: the first by the keyframe step, which begins the
+    clip's state, the others by the delta step, which adds to it.
+
+    Of each ``length`` frames the frames ``i * length // samples`` are seen, as with uniform sampling of a clip. Where a
+    keyframe is needed (first frame, frames lost, requested), a new clip begins.
+
+    Args:
+        length: frames of a clip.
+        samples: of which so many are seen, at most ``length``.
+        restart: begin a new clip after ``length`` frames; without, the state runs on, as for a sliding window.
+    """
+
+    kind: Literal["sample"] = "sample"
+    length: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    restart: bool = True
+
+    @model_validator(mode="after")
+    def _not_more_than_there_are(self) -> SampleSchedule:
+        if self.samples > self.length:
+            raise ValueError(f"samples must be at most length ({self.length}), it is {self.samples}")
+        return self
+
+    @property
+    def uses_delta(self) -> bool:
+        """Whether a delta step may be asked for."""
+        return self.samples > 1 or not self.restart
+
+    def start(self) -> Schedule:
+        """A fresh schedule for one stream."""
+        return _Sample(self)
 
 
 class ExternalSchedule(Settings):
@@ -137,9 +173,10 @@ class ExternalSchedule(Settings):
 
 
 ScheduleSettings = Annotated[
-    AlwaysSchedule | EverySchedule | ChangeSchedule | ExternalSchedule, Field(discriminator="kind")
+    AlwaysSchedule | EverySchedule | ChangeSchedule | SampleSchedule | ExternalSchedule,
+    Field(discriminator="kind"),
 ]
-SCHEDULES = (AlwaysSchedule, EverySchedule, ChangeSchedule, ExternalSchedule)
+SCHEDULES = (AlwaysSchedule, EverySchedule, ChangeSchedule, SampleSchedule, ExternalSchedule)
 
 
 class _Always:
@@ -176,7 +213,7 @@ class _Change:
         if self._is_due(luma, age):
             self._reference = luma
             return StepKind.KEYFRAME
-        return StepKind.DELTA
+        return StepKind(self._settings.between)
 
     def _is_due(self, luma: np.ndarray, age: int | None) -> bool:
         settings = self._settings
@@ -190,6 +227,22 @@ class _Change:
 
     def reset(self) -> None:
         self._reference = None
+
+
+class _Sample:
+    def __init__(self, settings: SampleSchedule) -> None:
+        self._restart, self._length = settings.restart, settings.length
+        self._seen = frozenset(i * settings.length // settings.samples for i in range(settings.samples))
+        self._index = -1
+
+    def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        self._index = 0 if age is None else (self._index + 1) % self._length
+        if age is None or (self._index == 0 and self._restart):
+            return StepKind.KEYFRAME
+        return StepKind.DELTA if self._index in self._seen else StepKind.SKIP
+
+    def reset(self) -> None:
+        self._index = -1
 
 
 class _External:

@@ -16,24 +16,27 @@ from edge_sdk.tensors import TensorSpec
 if TYPE_CHECKING:
     from edge_sdk.video.frame import Truth
 
-# Class ids travel as uint8 and one value is kept for "ignored".
-MAX_CLASSES = 255
+# A mask's class ids travel as uint8 and one value is kept for "ignored".
+MAX_MASK_CLASSES = 255
+MAX_CLASSES = 1 << 16
 
 
 class TaskSpec(Settings):
     """What the outputs mean, as a bundle records it.
 
     Args:
-        kind: the task; ``"segmentation"`` is the only one so far.
-        classes: class names; a class id is its position.
+        kind: the task: one class a pixel, or the classes of a clip.
+        classes: class names; a class id is its position. A segmentation has at most 255.
         palette: one (blue, green, red) colour a class, each 0-255; empty for generated colours.
-        ignore_label: id in a truth mask that is not scored; not the id of a class.
+        ignore_label: of a segmentation, id in a truth mask that is not scored; not the id of a class.
+        multi_label: of a classification, whether a clip may be of several classes at once, or of none.
     """
 
-    kind: Literal["segmentation"] = "segmentation"
+    kind: Literal["segmentation", "classification"] = "segmentation"
     classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     palette: tuple[tuple[int, int, int], ...] = ()
     ignore_label: int = Field(default=255, ge=0, le=255)
+    multi_label: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskSpec:
@@ -44,6 +47,12 @@ class TaskSpec(Settings):
             raise ValueError(f"palette needs {count} colours, one a class, or none")
         if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
             raise ValueError("palette colours are (blue, green, red), each 0-255")
+        if self.kind == "classification":
+            return self
+        if count > MAX_MASK_CLASSES:
+            raise ValueError(f"a segmentation has at most {MAX_MASK_CLASSES} classes, got {count}")
+        if self.multi_label:
+            raise ValueError("'multi_label' belongs to kind 'classification'")
         if self.ignore_label < count:
             name = self.classes[self.ignore_label]
             raise ValueError(f"ignore_label {self.ignore_label} is the id of class '{name}'")
@@ -79,6 +88,21 @@ class Segmentation:
     def copy(self) -> Segmentation:
         """The same prediction in memory of its own."""
         return Segmentation(self.mask.copy())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classification:
+    """How sure the network is of each class of a clip.
+
+    Args:
+        scores: (classes,) float32 in 0-1: shares that add up to 1, or with ``multi_label`` each by itself.
+    """
+
+    scores: np.ndarray
+
+    def copy(self) -> Classification:
+        """The same prediction in memory of its own."""
+        return Classification(self.scores.copy())
 
 
 class Score(Protocol):

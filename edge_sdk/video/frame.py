@@ -14,12 +14,12 @@ class Truth:
     Args:
         mask: (H, W) uint8 class ids; 255 is ignored by every score.
         boxes: (N, 5) float32 ``[x0, y0, x1, y1, class]`` in pixels, ``x1`` and ``y1`` exclusive.
-        motion: the motion class of the clip.
+        labels: names of the classes of the clip that the frame is part of.
     """
 
     mask: np.ndarray | None = None
     boxes: np.ndarray | None = None
-    motion: str | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

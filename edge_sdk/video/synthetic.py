@@ -134,7 +134,7 @@ class SyntheticScene:
                 classes[number] = life.class_id
                 regions.append((number, life.class_id, region))
         truth = Truth(
-            mask=self._cv2.LUT(owners, classes), boxes=self._boxes(owners, regions), motion=self.motion
+            mask=self._cv2.LUT(owners, classes), boxes=self._boxes(owners, regions), labels=(self.motion,)
         )
         return Frame(self._expose(image, index), index, index / s.fps, truth)
 
