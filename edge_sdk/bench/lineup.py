@@ -19,7 +19,7 @@ from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend
 from edge_sdk.runtime.opening import checked_schedule
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, ScheduleSettings
+from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, SampleSchedule, ScheduleSettings
 from edge_sdk.update.device import open_to_run
 from edge_sdk.video.frame import Frame
 
@@ -142,6 +142,8 @@ def interval_of(schedule: ScheduleSettings) -> int:
         return schedule.interval
     if isinstance(schedule, AlwaysSchedule):
         return 1
+    if isinstance(schedule, SampleSchedule):
+        return schedule.length
     return schedule.max_interval or _INTERVAL
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from edge_sdk.bench.document import SUBJECT, BenchDocument, Machine, Row
 from edge_sdk.bench.figures import Estimate, Figures, Memory, Span
 from edge_sdk.evaluate.table import milliseconds
-from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ScheduleSettings
+from edge_sdk.runtime.schedule import (
+    AlwaysSchedule,
+    ChangeSchedule,
+    EverySchedule,
+    SampleSchedule,
+    ScheduleSettings,
+)
 
 GRADES = {
     "sound": "Sound: nothing that was watched speaks against relying on these figures.",
@@ -47,9 +53,13 @@ def schedule_text(schedule: ScheduleSettings) -> str:
         return "every frame"
     if isinstance(schedule, EverySchedule):
         return "every frame" if schedule.interval == 1 else f"every {schedule.interval} frames"
+    if isinstance(schedule, SampleSchedule):
+        when = f"every {schedule.length} frames" if schedule.restart else "at the start"
+        return f"{when}, {schedule.samples} of each {schedule.length} frames seen"
     limit = "" if schedule.max_interval is None else f", at most {schedule.max_interval} frames apart"
     if isinstance(schedule, ChangeSchedule):
-        return f"on a change above {schedule.threshold:g} grey levels{limit}"
+        skipped = ", frames between skipped" if schedule.between == "skip" else ""
+        return f"on a change above {schedule.threshold:g} grey levels{limit}{skipped}"
     return f"on request{limit}"
 
 

@@ -158,7 +158,7 @@ def test_two_schedules_of_one_setting_are_independent(
     [
         (
             {"kind": "sometimes"},
-            r"'schedule'.*'sometimes'.*expected tags.*'always', 'every', 'change', 'external'",
+            r"'schedule'.*'sometimes'.*expected tags.*'always', 'every', 'change', 'sample', 'external'",
         ),
         ({"interval": 5}, r"'schedule'.*kind"),
         ({"kind": "every"}, r"'schedule.every.interval' is missing"),

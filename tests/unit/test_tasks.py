@@ -31,10 +31,15 @@ def test_the_spec_names_the_task() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "poetry", "classes": ["a"]}, r"'kind'.*'segmentation', got 'poetry'"),
+        ({"kind": "poetry", "classes": ["a"]}, r"'kind'.*'segmentation' or 'classification', got 'poetry'"),
         ({"classes": []}, r"'classes'.*at least 1 item"),
         ({"classes": ["a", "a"]}, r"class names must be different"),
-        ({"classes": [str(i) for i in range(256)]}, r"'classes'.*at most 255 items"),
+        ({"classes": [str(i) for i in range(256)]}, r"a segmentation has at most 255 classes, got 256"),
+        (
+            {"kind": "classification", "classes": [str(i) for i in range(1 + (1 << 16))]},
+            r"'classes'.*at most 65536 items",
+        ),
+        ({"classes": ["a"], "multi_label": True}, r"'multi_label' belongs to kind 'classification'"),
         ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, r"palette needs 2 colours, one a class, or none"),
         ({"classes": ["a"], "palette": [[0, 0, 256]]}, r"\(blue, green, red\), each 0-255"),
         ({"classes": ["a", "b"], "ignore_label": 1}, r"ignore_label 1 is the id of class 'b'"),
@@ -75,7 +80,7 @@ def test_truth_becomes_a_prediction() -> None:
     found = task.from_truth(Truth(mask=labels))
     assert found is not None
     assert found.mask is labels
-    assert task.from_truth(Truth(motion="left")) is None
+    assert task.from_truth(Truth(labels=("left",))) is None
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((2, 3), "uint8"), ((4, 6), "float32"), ((4, 6, 1), "uint8")])

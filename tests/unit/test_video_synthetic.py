@@ -35,7 +35,7 @@ def same(a: Frame, b: Frame) -> bool:
         np.array_equal(a.image, b.image)
         and np.array_equal(a.truth.mask, b.truth.mask)  # type: ignore[arg-type]
         and np.array_equal(a.truth.boxes, b.truth.boxes)  # type: ignore[arg-type]
-        and a.truth.motion == b.truth.motion
+        and a.truth.labels == b.truth.labels
         and a.captured_s == b.captured_s
     )
 
@@ -162,7 +162,7 @@ def test_motion_class_tells_how_the_camera_moves(motion: str) -> None:
     assert tuple(zoom) == (expected[2],) * 3
     assert expected[0] == 0 or tuple(x) == (expected[0],) * 3
     assert expected[1] == 0 or tuple(y) == (expected[1],) * 3
-    assert all(clip.frame_at(i).truth.motion == motion for i in (0, 299))  # type: ignore[union-attr]
+    assert all(clip.frame_at(i).truth.labels == (motion,) for i in (0, 299))  # type: ignore[union-attr]
 
 
 def test_things_enter_leave_cover_one_another_and_change_size() -> None:
