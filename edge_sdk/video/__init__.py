@@ -7,7 +7,9 @@ from edge_sdk.video.file import VideoFile
 from edge_sdk.video.folder import FrameFolder
 from edge_sdk.video.frame import Frame, Truth
 from edge_sdk.video.joined import JoinedSource
+from edge_sdk.video.labelled import ClipList, LabelledClip, open_clips
 from edge_sdk.video.live import LiveSource
+from edge_sdk.video.motions import MOTION_CLASSES, MotionScene, MotionSettings, MotionSource
 from edge_sdk.video.several import SeveralSources, open_sources
 from edge_sdk.video.signals import Stopped, exit_on_signals
 from edge_sdk.video.sink import NullSink, PngFolderSink, VideoFileSink, VideoSink, open_sink
@@ -24,14 +26,20 @@ from edge_sdk.video.synthetic import (
 from edge_sdk.video.watchdog import LiveSettings, SourceEvent, SourceState
 
 __all__ = [
+    "MOTION_CLASSES",
     "SYNTHETIC_CLASSES",
     "SYNTHETIC_MOTIONS",
     "SYNTHETIC_PALETTE",
+    "ClipList",
     "Frame",
     "FrameFolder",
     "JoinedSource",
+    "LabelledClip",
     "LiveSettings",
     "LiveSource",
+    "MotionScene",
+    "MotionSettings",
+    "MotionSource",
     "NullSink",
     "PngFolderSink",
     "Selection",
@@ -49,6 +57,7 @@ __all__ = [
     "VideoSink",
     "VideoSource",
     "exit_on_signals",
+    "open_clips",
     "open_sink",
     "open_source",
     "open_sources",

@@ -65,6 +65,9 @@ def open_source(
       ``#latency_ms=100&drop=0&transport=udp&through=gstreamer&fps=25&flip=``.
     - ``synthetic:shapes``: a generated scene. ``?height=&width=&fps=&frames=&seed=&speed=`` as in
       :class:`~edge_sdk.video.synthetic.SyntheticSettings`.
+    - ``synthetic:motions``: a generated clip of one of twelve motion classes, named by its frames' truth.
+      ``?height=&width=&fps=&frames=&seed=&motion=&noise=&contrast=`` as in
+      :class:`~edge_sdk.video.motions.MotionSettings`.
 
     Cameras and network streams are live, see :class:`~edge_sdk.video.live.LiveSource`: they deliver the newest frame
     only and are opened again when they stall, by the options ``stall_s``, ``lost_s`` and so on of
@@ -134,13 +137,25 @@ def _looped(
 def _synthetic(parsed: SourceUri, selection: Selection) -> VideoSource:
     from edge_sdk.video.synthetic import SCENES, SyntheticSettings, SyntheticSource
 
-    scene = parsed.target or "shapes"
+    scene, where = parsed.target or "shapes", f"source {parsed.text}"
     if scene not in SCENES:
-        raise RecipeError(
-            f"source {parsed.text}: unknown scene '{scene}', expected one of: {', '.join(SCENES)}."
-        )
-    settings = parse_settings(parsed.query, SyntheticSettings, f"source {parsed.text}")
+        raise RecipeError(f"{where}: unknown scene '{scene}', expected one of: {', '.join(SCENES)}.")
+    if scene == "motions":
+        return _motions(parsed, selection, where)
+    settings = parse_settings(parsed.query, SyntheticSettings, where)
     return SyntheticSource(settings, selection=selection, uri=parsed.text)
+
+
+def _motions(parsed: SourceUri, selection: Selection, where: str) -> VideoSource:
+    from edge_sdk.video.motions import MotionSettings, MotionSource
+
+    if "clips" in parsed.query:
+        raise RecipeError(
+            f"{where}: 'clips' makes it a list of clips, expected a single source.",
+            hint="Leave it out for the clip of 'seed'; lists of clips are for training and evaluation of classifiers.",
+        )
+    settings = parse_settings(parsed.query, MotionSettings, where)
+    return MotionSource(settings, selection=selection, uri=parsed.text)
 
 
 def _live(parsed: SourceUri, selection: Selection, on_event: OnEvent | None) -> VideoSource:

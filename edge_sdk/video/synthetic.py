@@ -23,7 +23,7 @@ from edge_sdk.video.frame import Frame, Truth
 from edge_sdk.video.native import opencv
 from edge_sdk.video.textures import TILE_HEIGHTS, ground_tile, object_tile, sky_tile
 
-SCENES = ("shapes",)
+SCENES = ("shapes", "motions")
 SYNTHETIC_CLASSES = ("sky", "ground", "striped", "checked", "dotted", "blotched")
 SYNTHETIC_PALETTE = (
     (230, 180, 100),
