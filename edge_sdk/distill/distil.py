@@ -26,7 +26,7 @@ from edge_sdk.distill.modules import (
 from edge_sdk.distill.pairs import PairSampler
 from edge_sdk.distill.quantization import SimulatedInt8
 from edge_sdk.distill.recipes import DeltaLoss, DistillRecipe, Optimiser
-from edge_sdk.distill.steps import State
+from edge_sdk.distill.steps import State, StepPair
 from edge_sdk.distill.tape import Pass
 from edge_sdk.distill.train import check_logits, mask_of
 from edge_sdk.errors import CheckpointError
@@ -155,7 +155,7 @@ def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
 
 
 def stream_miou(
-    net: DeltaNet, to_input: FrameToInput, frames: FrameSet, task: TaskSpec, interval: int
+    net: StepPair, to_input: FrameToInput, frames: FrameSet, task: TaskSpec, interval: int
 ) -> float:
     """mIoU of the pair over labelled clips with a keyframe every ``interval`` frames, each clip from a keyframe on."""
     score = task_from_spec(task).score()

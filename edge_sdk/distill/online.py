@@ -2,7 +2,8 @@
 
 With join ``replace`` the student answers alone, as published (JITNet, ICCV 2019, arXiv 1812.02699). With ``correct``
 it is a telescoped residual of whole networks: the keyframe step keeps by how much the teacher differed from the
-student, and the student's later answers are corrected by it where its own answer is still what it was at the keyframe.
+student, and the student's later answers are corrected by it where its own answer is still what it was at the keyframe,
+see :mod:`edge_sdk.distill.correction`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from edge_sdk.distill.correction import OFFSET, SLOPE, confidence, kept
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, read_weights
 from edge_sdk.distill.recipes import ModuleSettings, Preprocess
 from edge_sdk.distill.steps import State, StepPair
@@ -30,9 +32,6 @@ WEIGHTS_FILE, WEIGHTS_KEY = "online.pt", "pair"
 STUDENT = "student."
 # State is kept at this share of the network's input size.
 _STRIDE = 8
-# Trust in the teacher's correction at the beginning: 0.98 where the student's answer is what it was, half where half of
-# its certainty went to another class.
-_OFFSET, _SLOPE = 4.0, 8.0
 
 
 class OnlineRecipe(Settings):
@@ -139,7 +138,7 @@ class OnlinePair(StepPair):
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
         self.members, self.join = tuple(map(tuple, members)), join
         if join == "correct":
-            self.offset, self.slope = (nn.Parameter(torch.tensor([value])) for value in (_OFFSET, _SLOPE))
+            self.offset, self.slope = (nn.Parameter(torch.tensor([value])) for value in (OFFSET, SLOPE))
 
     def train(self, mode: bool = True) -> OnlinePair:
         """Training mode of the student."""
@@ -161,8 +160,7 @@ class OnlinePair(StepPair):
 
     def state(self, x: Tensor, target: Tensor) -> State:
         """What the keyframe step keeps of ``x``, given :meth:`target` of it: for who has that already."""
-        own = _pooled(self.student(x), x)
-        return {"residual": _pooled(target, x) - own, "student": own.softmax(1)}
+        return kept(_pooled(target, x), _pooled(self.student(x), x))
 
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The student's logits, corrected by ``state`` where there is one; nothing is rewritten."""
@@ -170,8 +168,7 @@ class OnlinePair(StepPair):
         if self.join == "replace":
             return logits, {}
         shares = _pooled(logits, x).softmax(1)
-        distance = 0.5 * (shares - state["student"]).abs().sum(1, keepdim=True)
-        trust = torch.sigmoid(self.offset - self.slope * distance)
+        trust = confidence(shares, state["student"], self.offset, self.slope)
         correction = F.interpolate(
             trust * state["residual"], size=logits.shape[-2:], mode="bilinear", align_corners=False
         )
