@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from edge_sdk.distill.recipes import LoopSettings, ModuleSettings, Optimiser, Positive, Preprocess, Share
+from edge_sdk.sampling import Sampling
 from edge_sdk.settings import Settings
 from edge_sdk.tasks.base import TaskSpec
 
-Sampling = Literal["uniform", "random", "first", "middle", "last", "first_middle_last"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -40,7 +40,10 @@ class ClipData(Settings):
     Args:
         train, validation: URIs of clip lists, see :func:`edge_sdk.video.labelled.open_clips`: a folder of class
             folders, a CSV file, ``synthetic:motions?clips=N&seed=S``, or TFRecord files of features.
-        length: frames kept of each clip, spread evenly over it; a shorter clip is an error.
+        length: frames kept of each clip, spread evenly over it; a shorter clip is an error. Of features, the first
+            ones are kept and a shorter clip is filled up with zeros, as published.
+        size_hw: height and width that frames are brought to as they are read, so that they fit into memory or have one
+            size; None keeps them.
         flip: chance of a mirrored clip; 0 where left and right are classes.
         colour: largest relative change of brightness and of each channel, the same for a whole clip.
         shift: largest translation, as a share of the side, the same for a whole clip.
@@ -49,6 +52,7 @@ class ClipData(Settings):
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     length: Positive
+    size_hw: tuple[Positive, Positive] | None = None
     flip: Share = 0.0
     colour: Share = 0.2
     shift: Share = 0.1
