@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from edge_sdk.tasks.base import Prediction, Score, Segmentation, Task, TaskSpec
+from edge_sdk.tasks.base import Classification, Prediction, Score, Segmentation, Task, TaskSpec
+from edge_sdk.tasks.classification import ClassificationScore, ClassificationTask
 from edge_sdk.tasks.segmentation import ConfusionScore, SegmentationTask
 
 __all__ = [
+    "Classification",
+    "ClassificationScore",
+    "ClassificationTask",
     "ConfusionScore",
     "Prediction",
     "Score",
@@ -16,9 +20,7 @@ __all__ = [
     "task_from_spec",
 ]
 
-_TASKS = {"segmentation": SegmentationTask}
-
 
 def task_from_spec(spec: TaskSpec) -> Task:
     """The task that ``spec.kind`` names."""
-    return _TASKS[spec.kind](spec)
+    return ClassificationTask(spec) if spec.kind == "classification" else SegmentationTask(spec)

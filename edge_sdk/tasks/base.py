@@ -114,6 +114,13 @@ class Score(Protocol):
         """Count one frame."""
         ...
 
+    def headline(self) -> tuple[str, float]:
+        """Name and value (0-1; NaN while nothing is counted) of the metric that devices are compared by.
+
+        It needs numpy alone; for a segmentation it is the primary one.
+        """
+        ...
+
     def compute(self) -> dict[str, float]:
         """Metrics over everything counted since the last reset; ``primary`` is among the keys."""
         ...
@@ -152,8 +159,16 @@ class Task(Protocol):
         """The graph's outputs as a prediction, without a copy where that is possible."""
         ...
 
+    def encode(self, prediction: Prediction) -> dict[str, np.ndarray]:
+        """The reverse of :meth:`decode`: arrays by graph output, not copied."""
+        ...
+
     def from_truth(self, truth: Truth) -> Prediction | None:
         """A frame's labels as a prediction; None where the source carries no labels for this task."""
+        ...
+
+    def agreeing(self, prediction: Prediction, other: Prediction) -> tuple[int, int]:
+        """How many decisions of two predictions are the same, and of how many, such as pixels."""
         ...
 
     def draw(self, image_bgr: np.ndarray, prediction: Prediction, alpha: float = 0.5) -> np.ndarray:

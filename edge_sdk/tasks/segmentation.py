@@ -48,9 +48,18 @@ class SegmentationTask:
         """The mask as it lies in the runner's memory, not a copy."""
         return Segmentation(outputs["mask"])
 
+    def encode(self, prediction: Prediction) -> dict[str, np.ndarray]:
+        """The mask as graph output."""
+        return {"mask": _mask_of(prediction)}
+
     def from_truth(self, truth: Truth) -> Segmentation | None:
         """The truth mask as a prediction, or None where there is none."""
         return None if truth.mask is None else Segmentation(truth.mask)
+
+    def agreeing(self, prediction: Prediction, other: Prediction) -> tuple[int, int]:
+        """Pixels of the same class, and all pixels."""
+        mask, mask_too = _mask_of(prediction), _mask_of(other)
+        return int(np.count_nonzero(mask == mask_too)), mask.size
 
     def draw(self, image_bgr: np.ndarray, prediction: Prediction, alpha: float = 0.5) -> np.ndarray:
         """A new image with the class colours blended in; pixels of the ignored label are left as they are.
@@ -126,6 +135,10 @@ class ConfusionScore:
                 f"truth mask: expected class ids 0-{count - 1} or {ignored} (ignored), found {unknown}.",
                 hint="Check that the labels and the bundle have the same classes.",
             )
+
+    def headline(self) -> tuple[str, float]:
+        """Mean intersection over union."""
+        return "miou", self.compute()["miou"]
 
     def compute(self) -> dict[str, float]:
         """Metrics in 0-1 over all frames counted.
