@@ -13,7 +13,7 @@ convolution makes of both of them, class by class.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
 from edge_sdk.distill.pairs import PairSampler
+from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.distill.steps import State, StepPair
 from edge_sdk.distill.train import check_logits, frame_miou
 from edge_sdk.errors import CheckpointError, RecipeError
@@ -248,27 +249,27 @@ def check_features(pair: CrossPair, name: str, size_hw: tuple[int, int]) -> None
         )
 
 
-def make_cross(recipe: CrossRecipe, *, weights: Mapping[str, Tensor] | None = None) -> CrossPair:
-    """The pair of a recipe, in evaluation mode; with ``weights`` of a whole pair no checkpoint is read.
+def make_cross(recipe: CrossRecipe) -> CrossPair:
+    """The pair before it is trained, in evaluation mode: both networks with the weights of their checkpoints.
 
     Raises:
         RecipeError: a factory does not work, or a network has no checkpoint.
         CheckpointError: weights do not fit.
     """
-    load = load_module if weights is None else make_module
+    return _assembled(recipe, load_module)
+
+
+def _assembled(recipe: CrossRecipe, make: Callable[[ModuleSettings], nn.Module]) -> CrossPair:
     # Factories draw initial weights: from a seed of ours, and from nobody else's draws.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        teacher = load(recipe.teacher)
-        student = copy.deepcopy(teacher) if recipe.student is None else load(recipe.student)
+        teacher = make(recipe.teacher)
+        student = copy.deepcopy(teacher) if recipe.student is None else make(recipe.student)
         small = SmallInput(student, recipe.scale, recipe.multiple)
         confidence = None
         if recipe.join == "correct":
             confidence = Confidence(len(recipe.task.classes), recipe.confidence)
-    pair = CrossPair(teacher, small, recipe.join, confidence)
-    if weights is not None:
-        fill_module(pair, weights, "of the pair")
-    return pair.eval()
+    return CrossPair(teacher, small, recipe.join, confidence).eval()
 
 
 def distill_cross(
@@ -332,4 +333,12 @@ def load_cross(path: str | Path) -> tuple[CrossPair, CrossRecipe, dict[str, Any]
             hint=f"Give the student.pt of an edge-sdk distill with kind: {KIND}.",
         )
     recipe = parse_settings(meta["recipe"], CrossRecipe, f"recipe in {path}")
-    return make_cross(recipe, weights=content["state_dict"]), recipe, meta
+    weights = content.get("state_dict")
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(
+            f"checkpoint {path}: expected the weights of a pair under 'state_dict', found none.",
+            hint="Distil again, or copy the file again.",
+        )
+    pair = _assembled(recipe, make_module)
+    fill_module(pair, weights, path)
+    return pair, recipe, meta

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edge_sdk.distill.recipes import (
     Augment,
@@ -30,7 +30,7 @@ class CrossLoss(Settings):
     Args:
         task: of the pair's answer to the later frame of each pair.
         alone: weight of the same loss of the student's own answer to the later frame, before it is corrected. It keeps
-            the student able to stand by itself where the keyframe no longer helps.
+            the student able to stand by itself where the keyframe no longer helps. Nothing with join ``replace``.
         features: weight of the mean squared difference of the features at ``feature_at``, the student's drawn up to
             the teacher's size, over both frames of a pair (arXiv 2209.12797, where it is 100 on the last stage's maps).
         feature_at: name of a module of both networks, which must be equally wide there.
@@ -40,6 +40,12 @@ class CrossLoss(Settings):
     alone: Weight = 0.5
     features: Weight = 0.0
     feature_at: str = ""
+
+    @model_validator(mode="after")
+    def _place_named(self) -> CrossLoss:
+        if self.features > 0 and not self.feature_at:
+            raise ValueError("'features' needs 'feature_at', the name of a module of both networks")
+        return self
 
 
 class CrossRecipe(Settings):

@@ -1,0 +1,402 @@
+"""Cross-resolution pairs: what the student sees, where the keyframe corrects it, what learns, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="distillation needs torch")
+pytest.importorskip("lightning_fabric", reason="training needs lightning-fabric")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from edge_sdk.distill.correction import confidence, kept, shift_of_shares  # noqa: E402
+from edge_sdk.distill.cross import (  # noqa: E402
+    Confidence,
+    CrossObjective,
+    CrossPair,
+    SmallInput,
+    distill_cross,
+    feature_loss,
+    load_cross,
+    make_cross,
+)
+from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe  # noqa: E402
+from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
+from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
+from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402
+from edge_sdk.distill.recipes import ModuleSettings, Preprocess, TaskLoss  # noqa: E402
+from edge_sdk.distill.train import frame_miou  # noqa: E402
+from edge_sdk.errors import CheckpointError, RecipeError, ShapeError  # noqa: E402
+from edge_sdk.settings import parse_settings  # noqa: E402
+from edge_sdk.tasks.base import TaskSpec  # noqa: E402
+from edge_sdk.video.synthetic import SYNTHETIC_CLASSES  # noqa: E402
+from tests import nets  # noqa: E402
+
+CLIP = "synthetic:shapes?height=32&width=48&frames=6"
+CLASSES = len(SYNTHETIC_CLASSES)
+TASK = TaskSpec(classes=SYNTHETIC_CLASSES)
+
+
+def module(folder: Path, name: str, seed: int, **arguments: Any) -> dict[str, Any]:
+    made = {"factory": "tests.nets:tiny", "arguments": {"classes": CLASSES, **arguments}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nets.randomise(nets.tiny(**made["arguments"]), seed)  # type: ignore[arg-type]
+    path = folder / f"{name}.pt"
+    save_checkpoint(path, network.state_dict())
+    return {**made, "checkpoint": path}
+
+
+def recipe(folder: Path, **changes: Any) -> CrossRecipe:
+    data: dict[str, Any] = {
+        "kind": "cross",
+        "out": folder / "out",
+        "teacher": module(folder, "teacher", 1),
+        "task": TASK.model_dump(),
+        "multiple": 4,
+        "confidence": 4,
+        "data": {"video": [CLIP], "max_gap": 3},
+        "loss": {"features": 1.0, "feature_at": "7"},
+        "optimiser": {"lr": 0.05, "clip_norm": 5.0},
+        "loop": {"steps": 4, "batch": 2, "workers": 0, "checkpoint_every": 2, "accelerator": "cpu"},
+    }
+    for key, value in changes.items():
+        data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+    return parse_settings(data, CrossRecipe, "test")
+
+
+def frame(seed: int = 0, size_hw: tuple[int, int] = (24, 40), count: int = 1) -> Tensor:
+    return torch.randn(count, 3, *size_hw, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# Recipes
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "delta"}, "kind"),
+    ({"scale": 0.0}, "scale"),
+    ({"scale": 1.0}, "scale"),
+    ({"scale": -0.5}, "scale"),
+    ({"multiple": 0}, "multiple"),
+    ({"confidence": -1}, "confidence"),
+    ({"join": "add"}, "join"),
+    ({"loss": {"features": 1.0, "feature_at": ""}}, "'features' needs 'feature_at'"),
+    ({"loss": {"alone": -1.0}}, "alone"),
+    ({"data": {"video": [], "stills": []}}, "expected sources"),
+    ({"student_hw": [4, 4]}, "student_hw"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_settings_out_of_range(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe(tmp_path, **changes)
+
+
+def test_a_recipe_says_its_kind(tmp_path: Path) -> None:
+    data = recipe(tmp_path).model_dump(exclude={"kind"})
+    with pytest.raises(RecipeError, match="kind"):
+        parse_settings(data, CrossRecipe, "test")
+
+
+# What the student sees
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "scale", "multiple", "expected"),
+    [
+        ((360, 480), 0.5, 8, (184, 240)),
+        ((360, 480), 0.5, 1, (180, 240)),
+        ((80, 80), 0.7, 8, (56, 56)),  # 0.7 * 80 is a little more than 56 in floating point
+        ((1024, 2048), 0.25, 32, (256, 512)),
+        ((5, 5), 0.1, 4, (4, 4)),
+    ],
+)
+def test_the_students_sides(
+    size_hw: tuple[int, int], scale: float, multiple: int, expected: tuple[int, int]
+) -> None:
+    small = SmallInput(nn.Identity(), scale, multiple)
+    assert small.size_of(size_hw) == expected
+    assert tuple(small(torch.zeros(1, 3, *size_hw)).shape[-2:]) == expected
+
+
+@given(st.integers(1, 4000), st.integers(1, 999), st.integers(1, 64))
+@settings(max_examples=60, deadline=None)
+def test_sides_are_the_next_multiple_of_the_share(side: int, thousandths: int, multiple: int) -> None:
+    found, _ = SmallInput(nn.Identity(), thousandths / 1000, multiple).size_of((side, 7))
+    assert found % multiple == 0
+    assert found > 0
+    assert 1000 * found >= side * thousandths  # in whole numbers, without rounding
+    assert found == multiple or 1000 * (found - multiple) < side * thousandths
+
+
+def test_the_input_is_drawn_down_without_smoothing() -> None:
+    x = torch.arange(32.0).reshape(1, 1, 4, 8)
+    small = SmallInput(nn.Identity(), 0.25, 1)(x)  # one of every four, between the two in the middle
+    assert torch.equal(small, torch.tensor([[[[13.5, 17.5]]]]))
+
+
+# Where the keyframe corrects
+
+
+def test_the_confidence_begins_as_a_line_in_the_shares_shift() -> None:
+    now, before = (
+        torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(s)).softmax(1) for s in (0, 1)
+    )
+    line, more = Confidence(3, 0), Confidence(3, 4)
+    expected = confidence(now, before, line.offset, line.slope)
+    assert torch.equal(line(now, before), expected)
+    assert close(more(now, before), expected.expand(2, 3, 4, 5))
+
+
+def test_confidence_in_numbers() -> None:
+    before = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+    for moved, expected in ((0.0, 0.98201), (0.5, 0.5), (1.0, 0.01799)):
+        now = torch.tensor([1 - moved, moved]).reshape(1, 2, 1, 1)
+        assert float(shift_of_shares(now, before)) == pytest.approx(moved)
+        assert float(Confidence(2, 0)(now, before).detach()) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("width", [0, 4])
+@given(seed=st.integers(0, 1000), height=st.integers(9, 33), side=st.integers(9, 40))
+@settings(max_examples=8, deadline=None)
+def test_full_confidence_at_the_keyframe_is_the_teacher_and_none_is_the_student(
+    width: int, seed: int, height: int, side: int
+) -> None:
+    torch.manual_seed(seed)
+    teacher, student = (nets.randomise(nets.tiny(CLASSES), seed + i) for i in (0, 1))
+    pair = CrossPair(teacher, SmallInput(student, 0.5, 4), "correct", Confidence(CLASSES, width)).eval()
+    x = frame(seed, (height, side))
+    with torch.no_grad():
+        target, state = pair.keyframe(x)
+        assert close(target, teacher(x))
+        assert {name: value.shape for name, value in state.items()} == dict.fromkeys(
+            ("residual", "student"), target.shape
+        )
+        assert pair.confidence is not None
+        pair.confidence.offset.fill_(50.0)
+        again, rewritten = pair.delta(x, state)
+        assert rewritten == {}
+        assert close(again, target)
+        pair.confidence.offset.fill_(-50.0)
+        by_itself, _ = pair.delta(x, state)
+        own = pair.student(x)
+        up = nn.functional.interpolate(own, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        assert close(by_itself, up)
+
+
+def test_the_correction_fades_where_the_answer_changed_and_stays_elsewhere() -> None:
+    pair = CrossPair(nn.Identity(), SmallInput(nn.Identity(), 0.5, 1), "correct", Confidence(2, 0))
+    before = torch.tensor([9.0, -9.0]).reshape(1, 2, 1, 1).repeat(1, 1, 1, 2)
+    state = kept(before + torch.tensor([2.0, -1.0]).reshape(1, 2, 1, 1), before)
+    now = before.clone()
+    now[..., 1] *= -1  # the second place now shows the other class
+    added = (pair.corrected(now, state) - now).detach()
+    assert added[0, :, 0, 0].tolist() == pytest.approx([1.964, -0.982], abs=1e-3)
+    assert added[0, :, 0, 1].tolist() == pytest.approx([0.036, -0.018], abs=1e-3)
+
+
+def test_join_replace_has_no_state_and_answers_alone(tmp_path: Path) -> None:
+    pair = make_cross(recipe(tmp_path, join="replace"))
+    assert pair.confidence is None
+    with torch.no_grad():
+        _, state = pair.keyframe(frame())
+        answer, rewritten = pair.delta(frame(1), state)
+    assert state == rewritten == {}
+    assert torch.equal(answer, pair.student(frame(1)).detach())
+
+
+# Learning
+
+
+def test_feature_loss_is_the_mean_over_all_elements() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2, 3, 4, 6, generator=generator)
+    assert float(feature_loss(teacher + 2.0, teacher)) == pytest.approx(4.0)
+    small = torch.randn(2, 3, 2, 3, generator=generator)
+    drawn_up = nn.functional.interpolate(small, size=(4, 6), mode="bilinear", align_corners=False)
+    expected = np.square(drawn_up.numpy() - teacher.numpy()).mean()
+    assert float(feature_loss(small, teacher)) == pytest.approx(expected)
+
+
+def objective_of(given: CrossRecipe) -> CrossObjective:
+    task_loss = SegmentationLoss(given.loss.task, TASK.ignore_label)
+    return CrossObjective(make_cross(given), FrameToInput(Preprocess()), given.loss, task_loss)
+
+
+def batch() -> dict[str, Tensor]:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 2, 32, 48, 3), np.uint8)
+    mask = rng.integers(0, CLASSES, (2, 32, 48)).astype(np.uint8)
+    return {
+        "first": torch.from_numpy(frames[0]),
+        "frame": torch.from_numpy(frames[1]),
+        "mask": torch.from_numpy(mask),
+    }
+
+
+def test_only_the_student_and_the_confidence_learn(tmp_path: Path) -> None:
+    objective = objective_of(recipe(tmp_path)).train()
+    pair = objective.pair
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    loss, figures = objective(batch())
+    loss.backward()
+    assert set(figures) == {"task", "alone", "feature"}
+    parts = objective.settings
+    total = figures["task"] + parts.alone * figures["alone"] + parts.features * figures["feature"]
+    assert float(loss.detach()) == pytest.approx(float(total), rel=1e-5)
+    for name, parameter in pair.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        # The convolution begins at zero: only what is behind it sees a gradient in the first step.
+        wanted = not name.startswith("teacher.") and "more.0" not in name
+        assert reached == wanted, name
+    after = pair.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("student.") and ("running" in name or "num_batches" in name) for name in moved)
+    assert not any(name.startswith("pair.teacher.") for name in objective.weights())
+
+
+def test_a_loss_of_weight_zero_is_not_counted(tmp_path: Path) -> None:
+    objective = objective_of(recipe(tmp_path, loss={"features": 0.0, "alone": 0.0}))
+    loss, figures = objective(batch())
+    assert float(figures["feature"]) == float(figures["alone"]) == 0.0
+    assert float(loss.detach()) == pytest.approx(float(figures["task"]))
+
+
+def test_join_replace_learns_from_the_later_frame_alone(tmp_path: Path) -> None:
+    objective = objective_of(recipe(tmp_path, join="replace"))
+    given = batch()
+    loss, _ = objective(given)
+    other, _ = objective({**given, "first": torch.zeros_like(given["first"])})
+    assert float(loss.detach()) == float(other.detach())
+    corrected = objective_of(recipe(tmp_path))
+    with torch.no_grad():
+        first, second = (
+            corrected(b)[0] for b in (given, {**given, "first": torch.zeros_like(given["first"])})
+        )
+    assert float(first) != float(second)
+
+
+class _Stop(Exception):
+    pass
+
+
+class _StopAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, stage: str, done: int, total: int, **figures: float) -> None:
+        if done == self.step:
+            raise _Stop
+
+
+def test_a_stopped_distillation_goes_on_bit_for_bit_and_loads(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"validation": [CLIP], "intervals": [3], "loop": {"validate_every": 4}}
+    straight = recipe(tmp_path, **changes)
+    report = distill_cross(straight)
+    assert {"task", "alone", "feature", "miou_k1", "miou_k3", "miou_alone"} <= set(report.figures)
+    stopped = straight.model_copy(update={"out": tmp_path / "other"})
+    with pytest.raises(_Stop):
+        distill_cross(stopped, progress=_StopAt(3))
+    assert distill_cross(stopped).figures == report.figures
+    content = read_checkpoint(tmp_path / "out" / "student.pt")
+    other = read_checkpoint(tmp_path / "other" / "student.pt")
+    assert set(content["state_dict"]) == set(other["state_dict"])
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in content["state_dict"].items())
+
+    # The file alone is enough: the teacher's checkpoint may be gone.
+    teacher = load_module(ModuleSettings.model_validate(straight.teacher.model_dump()))
+    (tmp_path / "teacher.pt").unlink()
+    pair, known, meta = load_cross(report.checkpoint)
+    assert known == straight
+    assert meta["figures"] == report.figures
+    assert not any(part.training for part in pair.modules())
+    x = frame()
+    with torch.no_grad():
+        assert torch.equal(pair.keyframe(x)[0], teacher(x))
+    # With a keyframe on every frame the pair is the teacher, and it has not learnt.
+    expected = frame_miou(
+        teacher, FrameToInput(straight.preprocess), FrameSet.read([CLIP], labelled=True), TASK
+    )
+    assert report.figures["miou_k1"] == pytest.approx(expected, abs=1e-6)
+    initial = make_cross(straight.model_copy(update={"teacher": module_of(tmp_path)}))
+    learnt, began = pair.student.state_dict(), initial.student.state_dict()
+    assert any(not torch.equal(learnt[name], began[name]) for name in learnt)
+
+
+def module_of(folder: Path) -> ModuleSettings:
+    return ModuleSettings.model_validate(module(folder, "teacher", 1))
+
+
+# What is refused
+
+
+def test_networks_without_weights_are_refused(tmp_path: Path) -> None:
+    bare = {"factory": "tests.nets:tiny", "arguments": {"classes": CLASSES}}
+    with pytest.raises(RecipeError, match="expected a file with trained weights"):
+        make_cross(recipe(tmp_path, student=bare))
+    with pytest.raises(RecipeError, match="expected a file with trained weights"):
+        make_cross(recipe(tmp_path, teacher={"checkpoint": None}))
+
+
+def test_a_student_of_its_own_begins_with_its_own_weights(tmp_path: Path) -> None:
+    own = module(tmp_path, "own", 5, width=6)
+    pair = make_cross(recipe(tmp_path, student=own))
+    loaded = load_module(ModuleSettings.model_validate(own)).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in pair.student.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"feature_at": "nowhere"}}, "has no module 'nowhere'.*"),
+        ({"loss": {"feature_at": "5"}, "width": 6}, r"as many channels .* \(1, 8, .* \(1, 6,"),
+    ],
+)
+def test_features_that_cannot_be_compared(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    width = changes.pop("width", None)
+    if width is not None:
+        changes["student"] = module(tmp_path, "narrow", 2, width=width)
+    with pytest.raises(RecipeError, match=message):
+        distill_cross(recipe(tmp_path, **changes))
+    assert not (tmp_path / "out" / "student.pt").exists()
+
+
+def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
+    other = module(tmp_path, "other", 2)
+    other["arguments"] = {"classes": 3}
+    save_checkpoint(other["checkpoint"], nets.tiny(3).state_dict())
+    with pytest.raises(ShapeError, match=rf"expected class logits \(1, {CLASSES}, h, w\)"):
+        distill_cross(recipe(tmp_path, student=other))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: {**c, "meta": {**c["meta"], "kind": "delta"}}, "expected a student of a cross-resolution"),
+        (lambda c: {"state_dict": c["state_dict"]}, "expected a student of a cross-resolution"),
+        (lambda c: {"meta": c["meta"]}, "expected the weights of a pair"),
+        (lambda c: {**c, "state_dict": {"confidence.offset": torch.zeros(1)}}, "does not fit CrossPair"),
+    ],
+)
+def test_other_files_are_refused(spoil: Any, message: str, tmp_path: Path) -> None:
+    given = recipe(tmp_path)
+    meta = {"kind": "cross", "recipe": given.model_dump(mode="json"), "figures": {}}
+    path = tmp_path / "student.pt"
+    save_checkpoint(path, spoil({"state_dict": make_cross(given).state_dict(), "meta": meta}))
+    with pytest.raises(CheckpointError, match=message):
+        load_cross(path)
+
+
+def test_the_defaults_need_no_features() -> None:
+    assert CrossLoss() == CrossLoss(task=TaskLoss(source="both"), alone=0.5, features=0.0)
