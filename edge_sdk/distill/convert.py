@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edge_sdk.distill.candidates import (
     candidate_macs,
@@ -19,6 +18,7 @@ from edge_sdk.distill.candidates import (
 )
 from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock
 from edge_sdk.distill.recipes import DeltaSettings
+from edge_sdk.distill.surgery import copy_of, fold, matches, obstacle, replace
 from edge_sdk.distill.survey import ConvUse, check_blocks, survey
 from edge_sdk.distill.tape import Tape
 from edge_sdk.distill.verify import answer, check_conversion, probe_like
@@ -64,14 +64,14 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
         ConversionError: a pattern matches no convolution, nothing is left to convert, or the converted network does
             not agree with the teacher.
     """
-    network = _copy_of(teacher).eval()
+    network = copy_of(teacher).eval()
     probe = probe_like(example)
     expected = answer(network, probe)
     uses = survey(network, example)
     _check_patterns(settings, uses)
     for use in uses:
-        if use.norm is not None and _obstacle(use.conv) is None:
-            _fold(network, use.conv, use.norm)
+        if use.norm is not None and obstacle(use.conv) is None:
+            fold(network, use.conv, use.norm)
     tape = Tape()
     blocks = _blocks(network, settings.blocks, "blocks")
     kept = _blocks(network, settings.kept, "kept")
@@ -89,7 +89,7 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
             f"'delta': no convolution of {type(teacher).__name__} can be converted ({'; '.join(reasons)}).",
             hint="Widen delta.include, or choose a larger gamma.",
         )
-    _replace(network, replaced)
+    replace(network, replaced)
     net = DeltaNet(network, tape)
     check_conversion(net, probe, expected)
     unused = _drop_unused(net, example)
@@ -142,7 +142,7 @@ def _drop_unused(net: DeltaNet, example: Tensor) -> set[str]:
         state = net.keyframe(example)[1]
     used = {name.split(".call")[0] for name in state if name not in unused}
     dropped = {m.label: m for m in joined if m.label not in used}
-    _replace(net.network, {id(m): m.restored() for m in dropped.values()})
+    replace(net.network, {id(m): m.restored() for m in dropped.values()})
     return set(dropped)
 
 
@@ -169,7 +169,7 @@ def _blocks(network: nn.Module, patterns: tuple[str, ...], key: str) -> dict[str
     taken: set[int] = set()
     named = list(network.named_modules(remove_duplicate=False))
     for name, module in named:
-        if name and _matches(name, patterns) and id(module) not in taken:
+        if name and matches(name, patterns) and id(module) not in taken:
             blocks[name] = module
             taken |= {id(m) for m in module.modules()}
     for pattern in patterns:
@@ -181,19 +181,6 @@ def _blocks(network: nn.Module, patterns: tuple[str, ...], key: str) -> dict[str
     return blocks
 
 
-def _copy_of(teacher: nn.Module) -> nn.Module:
-    """A deep copy, also where a module holds computed tensors, which torch does not copy (weight norm before 2.0)."""
-    memo: dict[int, object] = {
-        id(value): value.detach().clone()
-        for module in teacher.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    copied = copy.deepcopy(teacher, memo)
-    # A layer is replaced inside its parent, so even a lone one gets one.
-    return nn.Sequential(copied) if isinstance(copied, nn.Conv2d) else copied
-
-
 def _narrow(block: nn.Module, settings: DeltaSettings) -> nn.Module:
     """A copy of a block whose convolutions are low rank where that is cheaper."""
     student = copy.deepcopy(block)
@@ -201,9 +188,9 @@ def _narrow(block: nn.Module, settings: DeltaSettings) -> nn.Module:
     cheaper: dict[int, nn.Module] = {
         key: low_rank_candidate(conv, _rank(conv, settings), bias=True)
         for key, conv in convs.items()
-        if _obstacle(conv) is None and _low_rank_pays(conv, settings)
+        if obstacle(conv) is None and _low_rank_pays(conv, settings)
     }
-    _replace(student, cheaper)
+    replace(student, cheaper)
     return cheaper.get(id(student), student)
 
 
@@ -220,7 +207,7 @@ def _low_rank_pays(conv: nn.Conv2d, settings: DeltaSettings) -> bool:
 def _block_macs(use: ConvUse, settings: DeltaSettings) -> int:
     """Multiply-accumulates of a convolution inside a narrowed block."""
     conv = use.conv
-    if _obstacle(conv) is not None or not _low_rank_pays(conv, settings):
+    if obstacle(conv) is not None or not _low_rank_pays(conv, settings):
         return sum(conv_macs(conv, hw)[0] for hw in use.inputs)
     low = low_rank_candidate(conv, _rank(conv, settings))
     return sum(candidate_macs(low, hw) for hw in use.inputs)
@@ -251,41 +238,11 @@ def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -
         return "excluded"
     if 1 < use.conv.groups == use.conv.in_channels and not _matches_any(use, settings.full):
         return "depthwise: nothing is much cheaper"
-    return _obstacle(use.conv)
+    return obstacle(use.conv)
 
 
 def _matches_any(use: ConvUse, patterns: tuple[str, ...]) -> bool:
-    return any(_matches(name, patterns) for name in use.names)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _obstacle(conv: nn.Conv2d) -> str | None:
-    """What makes a convolution more than its weight and bias, so that it cannot be rebuilt from them."""
-    if getattr(conv, "parametrizations", None):
-        return "its weight is parametrised"
-    if type(conv) is not nn.Conv2d:
-        return f"{type(conv).__name__} computes something of its own"
-    if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks:
-        return "has hooks (such as weight norm)"
-    if "forward" in vars(conv):
-        return "its forward is replaced"
-    return None
-
-
-def _fold(network: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Fold the batch norm after a convolution into it; the norm becomes an identity under all of its names."""
-    if norm.running_mean is None or norm.running_var is None:
-        return  # it normalises each batch by itself, which no weight can do
-    # New parameters: weights tied to another layer must not follow this layer's norm.
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    conv.weight = nn.Parameter(weight.detach().clone())
-    conv.bias = nn.Parameter(bias.detach().clone())
-    _replace(network, {id(norm): nn.Identity()})
+    return any(matches(name, patterns) for name in use.names)
 
 
 def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaConv2d | None, int]:
@@ -301,11 +258,3 @@ def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaC
         return None, teacher
     full = full_candidate(conv) if settings.candidates == "both" else None
     return DeltaConv2d(conv, use.name, tape, full, low, calls=len(use.inputs)), low_macs
-
-
-def _replace(network: nn.Module, replaced: dict[int, nn.Module]) -> None:
-    """Put new modules in place of old ones under every name that held them."""
-    for module in list(network.modules()):
-        for name, child in list(module._modules.items()):
-            if child is not None and id(child) in replaced:
-                module._modules[name] = replaced[id(child)]

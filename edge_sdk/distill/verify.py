@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from edge_sdk.distill.delta import DeltaNet
+from edge_sdk.distill.steps import StepPair
 from edge_sdk.errors import ConversionError
 
 # Relative to the largest output. Folded norms and added residuals reorder sums, which costs float32 about 1e-5; a layer
@@ -30,13 +30,14 @@ def answer(network: Callable[[Tensor], Any], probe: Tensor) -> list[Tensor]:
         return [leaf.clone() for leaf in tree_leaves(network(probe.clone())) if isinstance(leaf, Tensor)]
 
 
-def check_conversion(net: DeltaNet, probe: Tensor, expected: list[Tensor]) -> None:
+def check_conversion(net: StepPair, probe: Tensor, expected: list[Tensor], *, setting: str = "delta") -> None:
     """Refuse a network whose keyframe step is not the teacher, or whose delta step is not on the same frame.
 
     Args:
         net: the converted network.
         probe: an input.
         expected: the teacher's :func:`answer` to it.
+        setting: where the recipe says which layers are converted, for messages.
 
     Raises:
         ConversionError: saying which step differs and by how much, or what it raised.
@@ -51,7 +52,7 @@ def check_conversion(net: DeltaNet, probe: Tensor, expected: list[Tensor]) -> No
 
     steps = {"keyframe": keyframe, "delta": lambda x: net.delta(x, state)[0]}
     hint = (
-        "Leave layers out with delta.exclude until it agrees; a network whose answer depends on more than its "
+        f"Leave layers out with {setting}.exclude until it agrees; a network whose answer depends on more than its "
         "input cannot be converted."
     )
     for name, step in steps.items():
@@ -60,13 +61,13 @@ def check_conversion(net: DeltaNet, probe: Tensor, expected: list[Tensor]) -> No
         except Exception as error:  # whatever the network's own code raises
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise ConversionError(
-                f"'delta': the converted {name} step fails ({reason}).", hint=hint
+                f"'{setting}': the converted {name} step fails ({reason}).", hint=hint
             ) from error
         off, allowed = _difference(found, expected), _tolerance(expected)
         if not off <= allowed:
             raise ConversionError(
-                f"'delta': on one and the same frame the converted {name} step differs from the teacher by {off:.1e} "
-                f"of its largest output, allowed are {allowed:.0e}.",
+                f"'{setting}': on one and the same frame the converted {name} step differs from the teacher by "
+                f"{off:.1e} of its largest output, allowed are {allowed:.0e}.",
                 hint=hint,
             )
 
