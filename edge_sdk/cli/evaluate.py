@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from edge_sdk.cli.options import JsonFlag, Limit, RecipeOption, Rival, Teacher, Threads
 from edge_sdk.errors import RecipeError
@@ -13,7 +14,9 @@ from edge_sdk.files import require_writable
 from edge_sdk.optional import require
 
 if TYPE_CHECKING:
-    from edge_sdk.evaluate.recipe import EvaluateRecipe
+    from edge_sdk.evaluate import EvaluateRecipe, Evaluation
+    from edge_sdk.evaluate.clips import ClipEvaluateRecipe, ClipEvaluation
+    from edge_sdk.progress import Progress
 
 
 def evaluate(
@@ -37,12 +40,14 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     threads: Threads = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, help="Of clips: frames of each; else the schedule's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the HTML report.")] = None,
     recipe: RecipeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare the runner with its teacher, copying, optical flow and a per-frame network: one run, one table."""
-    from edge_sdk import evaluate as stage
+    """Compare a pair with its teacher, copying, optical flow and a rival; a clip classifier with teacher and rival."""
     from edge_sdk.cli.output import emit_json, show
     from edge_sdk.cli.progress import RichProgress
 
@@ -56,6 +61,7 @@ def evaluate(
         "repeats": repeats,
         "limit": limit,
         "threads": threads,
+        "length": length,
         "out": out,
     }
     settings = read_settings(recipe, given)
@@ -64,7 +70,7 @@ def evaluate(
         for package in ("jinja2", "matplotlib"):  # known now, not after minutes of work
             require(package, "the report of edge-sdk evaluate (--out)")
     with RichProgress() as progress:
-        evaluation = stage.evaluate(settings, progress=progress)
+        evaluation = run(settings, progress)
         report = evaluation.write_report(settings.out) if settings.out is not None else None
     if as_json:
         emit_json(evaluation)
@@ -84,13 +90,42 @@ def parse_intervals(text: str) -> tuple[int, ...]:
         raise RecipeError(f"--intervals: expected whole numbers such as 5,10, got '{text}'.") from None
 
 
-def read_settings(recipe: Path | None, given: dict[str, Any]) -> EvaluateRecipe:
+def run(settings: EvaluateRecipe | ClipEvaluateRecipe, progress: Progress) -> Evaluation | ClipEvaluation:
+    """The evaluation that the settings are of."""
+    from edge_sdk.evaluate import EvaluateRecipe, evaluate
+    from edge_sdk.evaluate.clips import evaluate_clips
+
+    if isinstance(settings, EvaluateRecipe):
+        return evaluate(settings, progress=progress)
+    return evaluate_clips(settings, progress=progress)
+
+
+def read_settings(recipe: Path | None, given: dict[str, Any]) -> EvaluateRecipe | ClipEvaluateRecipe:
     """The recipe, or its defaults, with the options that were given in place of its values.
+
+    Which settings there are is decided by what the bundle does: answer frames, or classify clips.
 
     Raises:
         RecipeError: a key or value is wrong, or bundle or source is named nowhere.
     """
     from edge_sdk.cli.stage import read_options
+    from edge_sdk.evaluate.clips.lineup import is_clip_bundle
+    from edge_sdk.evaluate.clips.recipe import ClipEvaluateRecipe
     from edge_sdk.evaluate.recipe import EvaluateRecipe
 
-    return read_options(EvaluateRecipe, "evaluate", recipe, given, ("bundle", "source"))
+    needed = ("bundle", "source")
+    if is_clip_bundle(given["bundle"] or _bundle_of(recipe)):
+        return read_options(ClipEvaluateRecipe, "evaluate", recipe, given, needed)
+    return read_options(EvaluateRecipe, "evaluate", recipe, given, needed)
+
+
+def _bundle_of(recipe: Path | None) -> Path | None:
+    """The bundle that a recipe names; None where it cannot be read, which is told where it is read whole."""
+    if recipe is None or not recipe.is_file():
+        return None
+    try:
+        data = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    named = data.get("bundle") if isinstance(data, dict) else None
+    return Path(named) if isinstance(named, str) else None

@@ -37,7 +37,7 @@ class ClipFacts(Settings):
 class BundleFacts(Settings):
     """Which bundle played a part: enough to find it again and to see what made it."""
 
-    role: Literal["subject", "pair", "teacher", "rival"]
+    role: Literal["subject", "pair", "teacher", "rival", "other"]
     path: str
     name: str
     method: str
