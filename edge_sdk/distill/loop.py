@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class Objective(nn.Module):
     def groups(self, optimiser: Optimiser) -> list[dict[str, Any]]:
         """Parameter groups with their learning rates."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": optimiser.lr}]
+
+    def clipped(self) -> Sequence[nn.Module]:
+        """Parts whose gradients ``optimiser.clip_norm`` limits, each by its own norm."""
+        return (self,)
 
     def weights(self) -> dict[str, Tensor]:
         """State that a checkpoint keeps."""
@@ -97,7 +101,7 @@ def fit(
         batch = next(batches)
         torch.manual_seed(hash((loop.seed, step, fabric.global_rank)) & 0x7FFFFFFF)
         objective.train()
-        figures.update(_step(fabric, wrapped, optim, batch, optimiser.clip_norm))
+        figures.update(_step(fabric, wrapped, optim, batch, objective.clipped(), optimiser.clip_norm))
         schedule.step()
         if not math.isfinite(figures["loss"]):
             raise EdgeSdkError(
@@ -133,13 +137,23 @@ def _launched(loop: LoopSettings) -> Fabric:
 
 
 def _step(
-    fabric: Fabric, wrapped: Any, optim: Any, batch: Batch, clip_norm: float | None
+    fabric: Fabric,
+    wrapped: Any,
+    optim: Any,
+    batch: Batch,
+    clipped: Sequence[nn.Module],
+    clip_norm: float | None,
 ) -> dict[str, float]:
     """One optimiser step; the loss and the other figures of the batch."""
     loss, shown = wrapped(batch)
     fabric.backward(loss)
-    if clip_norm is not None:
+    if clip_norm is not None and len(clipped) == 1:
         fabric.clip_gradients(wrapped, optim, max_norm=clip_norm)
+    elif clip_norm is not None:
+        # Limits nothing, but takes a loss scale back; by norm, Fabric would clip all that the optimiser has as one.
+        fabric.clip_gradients(wrapped, optim, clip_val=math.inf)
+        for part in clipped:
+            nn.utils.clip_grad_norm_(part.parameters(), clip_norm, error_if_nonfinite=True)
     optim.step()
     optim.zero_grad()
     return {"loss": float(loss.detach()), **{name: float(value) for name, value in shown.items()}}
