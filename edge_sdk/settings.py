@@ -28,12 +28,16 @@ R = TypeVar("R", bound="Result")
 
 
 class Result(Settings):
-    """What a stage found, kept as JSON: a subclass has ``to_json()``, this is the way back."""
+    """What a stage found, kept as JSON."""
 
     # How messages name it.
     _what: ClassVar[str]
     # Keys that are written for other readers and left aside here.
     _computed: ClassVar[frozenset[str]] = frozenset()
+
+    def to_json(self) -> str:
+        """Everything, as indented JSON."""
+        return self.model_dump_json(indent=1) + "\n"
 
     @classmethod
     def from_json(cls: type[R], text: str, where: str | None = None) -> R:

@@ -147,10 +147,6 @@ class AdaptReport(Result):
             f"row: no '{name}' in this report, only {', '.join(row.name for row in self.rows)}."
         )
 
-    def to_json(self) -> str:
-        """Everything, as indented JSON."""
-        return self.model_dump_json(indent=1) + "\n"
-
     def table(self) -> Table:
         """The rows as a rich table, for a terminal."""
         from edge_sdk.adapt.table import rich_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,12 +16,10 @@ from edge_sdk.runtime.learning import Learning, NewEngines
 from edge_sdk.runtime.result import BareTime, Result, StageTimes, StepKind
 from edge_sdk.runtime.schedule import Schedule
 from edge_sdk.runtime.state import StreamState
-from edge_sdk.runtime.steps import StepEngines
+from edge_sdk.runtime.steps import StepEngines, warmed_up
 from edge_sdk.tasks import Prediction
 from edge_sdk.video.frame import Frame, Truth
 
-# ONNX Runtime plans its memory in the first run and uses the plan from the second on.
-_WARM_UP_RUNS = 2
 _MS_PER_NS = 1e-6
 # What a teacher's answer is learned from: that of a segmentation.
 MASK = "mask"
@@ -61,17 +59,7 @@ class Stream:
         pair, allocate = engines.pair, engines.keyframe.allocate
         written = {spec.name for spec in engines.delta.outputs} if engines.delta is not None else set()
         rewritten = [spec.name for spec in pair.state if state_output(spec.name) in written]
-        if lane is not None and rewritten:
-            raise BundleError(
-                f"background keyframes: the delta step rewrites the state '{rewritten[0]}', so a keyframe that comes "
-                "later would undo what the deltas have added to it.",
-                hint="Run this pair without background keyframes.",
-            )
-        if learning is not None and rewritten:
-            raise BundleError(
-                f"adapt: the delta step rewrites the state '{rewritten[0]}', which new weights could not take over.",
-                hint="Export a student that reads its state only.",
-            )
+        _check_beside(rewritten, background=lane is not None, learning=learning is not None)
         # With keyframes beside the frames there are two banks: deltas read one while the keyframe writes the other. New
         # weights come with a state of their own in the same way.
         two = lane is not None or (learning is not None and bool(pair.state))
@@ -101,7 +89,7 @@ class Stream:
         self._answers = {name: buffer.host for name, buffer in outputs.items()}
         self._outputs = {name: _read_only(answer) for name, answer in self._answers.items()}
         deltas = tuple(step for bank in self._deltas for step in bank)
-        self.first_ms, self.second_ms = _warmed_up(
+        self.first_ms, self.second_ms = warmed_up(
             {"background keyframe": beside, "keyframe": self._keyframes, "delta": deltas}
         )
         self.reset()
@@ -392,18 +380,19 @@ class Stream:
         )
 
 
-def _warmed_up(steps: Mapping[str, Sequence[BoundStep]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Run every binding twice; the first and second run of each step's first binding, in milliseconds by name."""
-    rounds: list[dict[str, float]] = []
-    for _ in range(_WARM_UP_RUNS):
-        times: dict[str, float] = {}
-        for name, bindings in steps.items():
-            for step in bindings:
-                began_ns = time.perf_counter_ns()
-                step.run()
-                times.setdefault(name, (time.perf_counter_ns() - began_ns) * _MS_PER_NS)
-        rounds.append(times)
-    return rounds[0], rounds[1]
+def _check_beside(rewritten: Sequence[str], *, background: bool, learning: bool) -> None:
+    """Refuse what a state that deltas rewrite does not allow."""
+    if background and rewritten:
+        raise BundleError(
+            f"background keyframes: the delta step rewrites the state '{rewritten[0]}', so a keyframe that comes "
+            "later would undo what the deltas have added to it.",
+            hint="Run this pair without background keyframes.",
+        )
+    if learning and rewritten:
+        raise BundleError(
+            f"adapt: the delta step rewrites the state '{rewritten[0]}', which new weights could not take over.",
+            hint="Export a student that reads its state only.",
+        )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
