@@ -122,7 +122,7 @@ def _graph(size_hw: tuple[int, int], *, reads: bool, writes: bool) -> bytes:
         inputs.append(helper.make_tensor_value_info("state.sum", TensorProto.FLOAT, (4,)))
     if writes:
         outputs.append(helper.make_tensor_value_info("state.sum.next", TensorProto.FLOAT, (4,)))
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "one": np.ones(1, np.float32),
         "parts": np.array([3, 1], np.int64),
         "sixteen": np.array(16, np.float32),

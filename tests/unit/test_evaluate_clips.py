@@ -65,7 +65,7 @@ def evaluation(root) -> ClipEvaluation:
 
 def expected(name: str) -> np.ndarray:
     """Whether each answer is right, (clips, frames)."""
-    given = [answers(images, SEEN[name]) for images in CLIPS.values()]
+    given = [answers(list(images), SEEN[name]) for images in CLIPS.values()]
     return np.array(given) == np.array(TRUTHS)[:, None]
 
 
