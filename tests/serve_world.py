@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_sdk.errors import ClosedError, RecipeError
 from edge_sdk.runtime.result import Result, StageTimes, StepKind
+from edge_sdk.runtime.schedule import AlwaysSchedule
 from edge_sdk.serve import LiveServer, ServeSettings
 from edge_sdk.serve.watch import Watch
 from edge_sdk.settings import parse_settings
@@ -34,9 +35,10 @@ def answer(seq=0, ms=10.0, kind=StepKind.DELTA, age=1, at_s=100.0, captured_s=99
 class FakeRunner:
     """As much of a runner as the page looks at."""
 
-    def __init__(self, counts=None, failures=0):
+    def __init__(self, counts=None, failures=0, schedule=None):
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(name='a "pair"'))
         self.engine = "onnxruntime-int8"
+        self.schedule = schedule or AlwaysSchedule()
         self.keyframe_failures = failures
         self._counts = counts
 

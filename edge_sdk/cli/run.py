@@ -86,6 +86,7 @@ def run(
     from edge_sdk.cli.schedules import schedule_from
     from edge_sdk.cli.serve import serve_settings, served
     from edge_sdk.runtime.runner import EdgeRunner
+    from edge_sdk.runtime.schedule import SampleSchedule
     from edge_sdk.update import open_to_run
     from edge_sdk.video import exit_on_signals, open_source
 
@@ -108,6 +109,8 @@ def run(
             RichProgress() as progress,
         ):
             summary.device = runner.device_report
+            if isinstance(runner.schedule, SampleSchedule):
+                summary.coverage = runner.schedule.coverage(frames.fps)
             process(runner, frames, summary, progress, page)
     _report(summary, as_json)
 

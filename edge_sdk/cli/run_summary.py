@@ -15,16 +15,19 @@ import numpy as np
 from edge_sdk.cli.output import plain
 from edge_sdk.files import atomic_file
 from edge_sdk.runtime.result import StepKind
-from edge_sdk.tasks.base import Segmentation
+from edge_sdk.tasks.base import Classification, Segmentation
 from edge_sdk.video.live import LiveSource
 
 if TYPE_CHECKING:
     from edge_sdk.runtime.cuda.device import CudaReport
     from edge_sdk.runtime.result import Result
+    from edge_sdk.runtime.schedule import Coverage
     from edge_sdk.video import VideoSource
 
 # Times kept for percentiles, since a camera may run for months: ten minutes at 60 frames a second.
 _RECENT = 36_000
+# Classes of a clip that a line names.
+_BEST = 20
 
 
 class Times:
@@ -60,6 +63,7 @@ class RunSummary:
 
     Attributes:
         device: what the backend chose on this machine; None on a CPU.
+        coverage: what an answer covers, where a few frames of each clip are seen; None for other schedules.
     """
 
     def __init__(self, *, bundle: Path, source: str, output: str | None, results: Path | None) -> None:
@@ -67,6 +71,7 @@ class RunSummary:
         self.frames = self.keyframes = 0
         self.recent_ms = 0.0
         self.device: CudaReport | None = None
+        self.coverage: Coverage | None = None
         self._all, self._answer_age, self._gpu = Times(), Times(), Times()
         self._kinds: dict[StepKind, Times] = defaultdict(Times)
         self._stage_ms: dict[str, float] = defaultdict(float)
@@ -129,6 +134,7 @@ class RunSummary:
             "gpu_ms": self._gpu.figures() if self._gpu.count else None,
             "device": plain(self.device),
             "live": self._live_figures(),
+            "coverage": plain(self.coverage),
         }
 
     def _live_figures(self) -> dict[str, Any] | None:
@@ -183,6 +189,8 @@ class RunSummary:
                 f"{live['corrupt']} corrupt; {live['stalls']} stalls, {live['reconnects']} reconnections"
                 + (f"; age of an answer p50 {age['p50']:.1f} ms, p99 {age['p99']:.1f} ms" if age else "")
             )
+        if self.coverage is not None:
+            lines.append(str(self.coverage))
         lines += [
             f"{what}: {path}" for what, path in (("output", self.output), ("results", self.results)) if path
         ]
@@ -215,7 +223,11 @@ class ResultLines:
 
 
 def line_of(result: Result) -> dict[str, Any]:
-    """One frame's result as plain values. Of a segmentation, the share of the frame that each class takes."""
+    """One frame's result as plain values.
+
+    Of a segmentation, ``share`` is that of the frame that each class takes; of a classification, ``scores`` are those
+    of its best classes, best first.
+    """
     line: dict[str, Any] = {
         "seq": result.seq,
         "captured_s": result.captured_s,
@@ -228,6 +240,14 @@ def line_of(result: Result) -> dict[str, Any]:
         counts = np.bincount(mask.reshape(-1), minlength=len(classes))
         line["share"] = {
             name: round(int(n) / mask.size, 6) for name, n in zip(classes, counts, strict=False) if n
+        }
+    if isinstance(result.prediction, Classification):
+        scores, classes = result.prediction.scores, result.task.spec.classes
+        best = np.argsort(-np.nan_to_num(scores), kind="stable")[:_BEST]
+        # JSON has no word for what is no number.
+        line["scores"] = {
+            classes[index]: round(float(scores[index]), 6) if np.isfinite(scores[index]) else None
+            for index in best
         }
     return line
 

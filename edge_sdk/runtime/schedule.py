@@ -5,6 +5,8 @@ The settings are what a recipe or a manifest holds; ``start()`` makes a fresh sc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -118,6 +120,31 @@ class ChangeSchedule(Settings):
         return _Change(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What an answer about a clip covers: its latency, as far as that is not computing.
+
+    Args:
+        frames, seconds: that it covers at most.
+        every_frames, every_s: from a new answer to the next, at most; frames between repeat the last one.
+        from_start: it covers the clip so far, from its beginning; otherwise the last frames, whichever these are.
+    """
+
+    frames: int
+    seconds: float
+    every_frames: int
+    every_s: float
+    from_start: bool
+
+    def __str__(self) -> str:
+        what = "the clip so far, at most" if self.from_start else "the last"
+        unit = "frame" if self.every_frames == 1 else f"{self.every_frames} frames"
+        return (
+            f"answers cover {what} {self.frames} frames ({self.seconds:.3g} s), "
+            f"a new one every {unit} ({self.every_s:.2g} s)"
+        )
+
+
 class SampleSchedule(Settings):
     """A few frames of each clip are seen, those between are skipped: the first by the keyframe step, which begins the
     clip's state, the others by the delta step, which adds to it.
@@ -146,6 +173,17 @@ class SampleSchedule(Settings):
     def uses_delta(self) -> bool:
         """Whether a delta step may be asked for."""
         return self.samples > 1 or not self.restart
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Places of the frames of a clip that are seen, ascending; the first is 0."""
+        return tuple(index * self.length // self.samples for index in range(self.samples))
+
+    def coverage(self, fps: float) -> Coverage:
+        """What an answer covers and how often there is a new one, at ``fps`` frames a second."""
+        seen = (*self.seen, self.length)
+        longest = max(after - before for before, after in pairwise(seen))
+        return Coverage(self.length, self.length / fps, longest, longest / fps, self.restart)
 
     def start(self) -> Schedule:
         """A fresh schedule for one stream."""
@@ -232,7 +270,7 @@ class _Change:
 class _Sample:
     def __init__(self, settings: SampleSchedule) -> None:
         self._restart, self._length = settings.restart, settings.length
-        self._seen = frozenset(i * settings.length // settings.samples for i in range(settings.samples))
+        self._seen = frozenset(settings.seen)
         self._index = -1
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:

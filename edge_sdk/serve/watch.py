@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import edge_sdk
 from edge_sdk.errors import ClosedError, RecipeError
+from edge_sdk.runtime.schedule import SampleSchedule, ScheduleSettings
 from edge_sdk.sensors import SensorReader, Sensors
 from edge_sdk.serve.record import Record, Snapshot
 
@@ -27,12 +28,14 @@ class About:
         bundle: the bundle's name.
         engine: the engine set, such as ``"onnxruntime-int8"``.
         source: where frames come from, without passwords.
+        answers: what an answer covers, in words, where a few frames of each clip are seen; empty for other schedules.
         version: of edge_sdk.
     """
 
     bundle: str
     engine: str
     source: str
+    answers: str = ""
     version: str = edge_sdk.__version__
 
 
@@ -87,6 +90,7 @@ class Watch:
             bundle=runner.bundle.manifest.name,
             engine=runner.engine,
             source=shown_uri(source.uri) if source is not None else "",
+            answers=_answers(runner.schedule, source),
         )
         self.record = Record(history, live=bool(source is not None and source.live))
         self._sensors = SensorReader(root)
@@ -133,6 +137,12 @@ class Watch:
             return self._runner.keyframe_failures
         except ClosedError:
             return 0
+
+
+def _answers(schedule: ScheduleSettings, source: VideoSource | None) -> str:
+    if source is None or not isinstance(schedule, SampleSchedule):
+        return ""
+    return str(schedule.coverage(source.fps))
 
 
 def shown_uri(uri: str) -> str:

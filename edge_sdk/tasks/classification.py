@@ -136,15 +136,15 @@ _NAMED = 20
 
 
 def _write(cv2: Any, ground: np.ndarray, text: str) -> None:
-    """Write ``text`` in white with a dark rim into ``ground`` (h, w, 3), as large as fits."""
+    """Write ``text`` in white with a dark shadow into ``ground`` (h, w, 3), as large as fits."""
     height, width = ground.shape[:2]
     font = cv2.FONT_HERSHEY_SIMPLEX
-    (long, tall), below = cv2.getTextSize(text, font, 1.0, 1)
-    scale = min(0.8 * height / (tall + below), (width - 4) / long)
-    place = (2, round(height / 2 + scale * tall / 2))
-    thick = max(1, round(1.5 * scale))
-    for colour, rim in (((0, 0, 0), 2), ((255, 255, 255), 0)):
-        cv2.putText(ground, text, place, font, max(scale, 0.1), colour, thick + rim, cv2.LINE_AA)
+    (long, _), _ = cv2.getTextSize(text, font, 1.0, 1)
+    (_, tall), below = cv2.getTextSize("Ag", font, 1.0, 1)  # one size for all rows, whatever their letters
+    scale = max(0.1, min(0.85 * height / (tall + below), (width - 4) / long))
+    across, down = 2, round((height + scale * tall) / 2)
+    for colour, shift in (((0, 0, 0), 1), ((255, 255, 255), 0)):
+        cv2.putText(ground, text, (across + shift, down + shift), font, scale, colour, 1, cv2.LINE_AA)
 
 
 class ClassificationScore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from edge_sdk.cli import run_summary
 from edge_sdk.cli.output import plain
-from edge_sdk.cli.run_summary import RunSummary
+from edge_sdk.cli.run_summary import RunSummary, line_of
 from edge_sdk.runtime.cuda.device import CudaReport
 from edge_sdk.runtime.result import Result, StageTimes, StepKind
-from edge_sdk.tasks import Segmentation, TaskSpec, task_from_spec
+from edge_sdk.runtime.schedule import SampleSchedule
+from edge_sdk.tasks import Classification, Segmentation, TaskSpec, task_from_spec
 
 K, D, S = StepKind.KEYFRAME, StepKind.DELTA, StepKind.SKIP
 TASK = task_from_spec(TaskSpec(classes=("low", "high")))
@@ -37,6 +39,32 @@ def summary_of(*results: Result) -> RunSummary:
 def text(summary: RunSummary) -> str:
     table, lines = summary.renderables()
     return f"{table.title}\n{lines}"
+
+
+def test_a_clips_line_names_its_best_classes() -> None:
+    task = task_from_spec(TaskSpec(kind="classification", classes=tuple(f"c{i}" for i in range(30))))
+    scores = np.linspace(0, 1, 30, dtype=np.float32)
+    scores[29] = np.nan
+    line = line_of(replace(result(S, 0.0), prediction=Classification(scores), task=task))
+    assert list(line["scores"].items())[:2] == [("c28", 0.965517), ("c27", 0.931034)]
+    assert len(line["scores"]) == 20
+    assert "share" not in line
+    worst = Classification(np.full(30, np.nan, np.float32))
+    line = line_of(replace(result(S, 0.0), prediction=worst, task=task))
+    assert set(line["scores"].values()) == {None}  # JSON has no word for what is no number
+
+
+def test_the_latency_of_clips_is_stated() -> None:
+    summary = summary_of(result(K, 1.0), result(S, 0.0))
+    assert summary.figures()["coverage"] is None
+    assert "answers cover" not in text(summary)
+    summary.coverage = SampleSchedule(length=60, samples=6).coverage(30.0)
+    assert summary.figures()["coverage"] == {
+        "frames": 60, "seconds": 2.0, "every_frames": 10, "every_s": pytest.approx(1 / 3), "from_start": True
+    }  # fmt: skip
+    assert "answers cover the clip so far, at most 60 frames (2 s), a new one every 10 frames" in text(
+        summary
+    )
 
 
 def test_of_a_long_run_the_percentiles_are_of_its_last_frames(monkeypatch: pytest.MonkeyPatch) -> None:

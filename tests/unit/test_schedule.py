@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.errors import RecipeError
@@ -12,6 +12,7 @@ from edge_sdk.runtime.schedule import (
     ChangeSchedule,
     EverySchedule,
     ExternalSchedule,
+    SampleSchedule,
     Schedule,
     ScheduleSettings,
 )
@@ -57,6 +58,19 @@ def decisions(schedule: Schedule, images: list[np.ndarray], lost: frozenset[int]
         (ExternalSchedule(max_interval=4), (2,), "kdkdddkddd"),
         (ChangeSchedule(threshold=5), (), "kddddddddd"),
         (ChangeSchedule(threshold=5, max_interval=3), (), "kddkddkddk"),
+        (ChangeSchedule(threshold=5, max_interval=4, between="skip"), (), "ksssksssks"),
+        (SampleSchedule(length=1, samples=1), (), "kkkkkkkkkk"),
+        (SampleSchedule(length=4, samples=1), (), "ksssksssks"),
+        (SampleSchedule(length=4, samples=4), (), "kdddkdddkd"),
+        (SampleSchedule(length=4, samples=2), (), "ksdsksdsks"),
+        # 3 of 8: frames 0, 2 and 5.
+        (SampleSchedule(length=8, samples=3), (), "ksdssdssks"),
+        (SampleSchedule(length=4, samples=2, restart=False), (), "ksdsdsdsds"),
+        (SampleSchedule(length=5, samples=1, restart=False), (), "kssssdssss"),
+        # A keyframe that is needed begins a clip, wherever it falls.
+        (SampleSchedule(length=4, samples=2), (3,), "ksdksdsksd"),
+        (SampleSchedule(length=4, samples=2), (1, 2), "kkksdsksds"),
+        (SampleSchedule(length=4, samples=2, restart=False), (5,), "ksdsdksdsd"),
     ],
 )
 def test_decisions_on_a_still_picture(
@@ -107,6 +121,45 @@ def test_luma_weighs_green_most() -> None:
     assert decisions(settings.start(), [BLANK, blue]) == "kd"
 
 
+@settings(max_examples=60)
+@given(length=st.integers(1, 40), data=st.data(), clips=st.integers(1, 3), restart=st.booleans())
+def test_so_many_frames_of_each_clip_are_seen(
+    length: int, data: st.DataObject, clips: int, restart: bool
+) -> None:
+    samples = data.draw(st.integers(1, length))
+    schedule = SampleSchedule(length=length, samples=samples, restart=restart)
+    letters = decisions(schedule.start(), [BLANK] * (length * clips))
+    for clip in range(clips):
+        part = letters[clip * length : (clip + 1) * length]
+        assert length - part.count("s") == samples
+        assert tuple(place for place, letter in enumerate(part) if letter != "s") == schedule.seen
+        assert part[0] == ("k" if restart or clip == 0 else "d")
+        assert "k" not in part[1:]
+    # Spread evenly: from one to the next the distance differs by one frame at most.
+    steps = np.diff((*schedule.seen, length))
+    assert steps.max() - steps.min() <= 1
+    coverage = schedule.coverage(25.0)
+    assert (coverage.frames, coverage.every_frames) == (length, steps.max())
+    assert (coverage.seconds, coverage.every_s) == pytest.approx((length / 25, steps.max() / 25))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (
+            SampleSchedule(length=60, samples=6),
+            "answers cover the clip so far, at most 60 frames (2 s), a new one every 10 frames (0.33 s)",
+        ),
+        (
+            SampleSchedule(length=60, samples=60, restart=False),
+            "answers cover the last 60 frames (2 s), a new one every frame (0.033 s)",
+        ),
+    ],
+)
+def test_the_latency_of_an_answer_is_said(schedule: SampleSchedule, text: str) -> None:
+    assert str(schedule.coverage(30.0)) == text
+
+
 @given(interval=st.integers(1, 12), data=st.data(), count=st.integers(1, 60))
 def test_every_keeps_its_grid(interval: int, data: st.DataObject, count: int) -> None:
     phase = data.draw(st.integers(0, interval - 1))
@@ -118,7 +171,13 @@ def test_every_keeps_its_grid(interval: int, data: st.DataObject, count: int) ->
 SETTINGS = st.one_of(
     st.builds(AlwaysSchedule),
     st.builds(EverySchedule, interval=st.integers(1, 6), between=st.sampled_from(["delta", "skip"])),
-    st.builds(ChangeSchedule, threshold=st.integers(0, 100), max_interval=st.none() | st.integers(1, 9)),
+    st.builds(
+        ChangeSchedule,
+        threshold=st.integers(0, 100),
+        max_interval=st.none() | st.integers(1, 9),
+        between=st.sampled_from(["delta", "skip"]),
+    ),
+    st.builds(SampleSchedule, length=st.integers(4, 9), samples=st.integers(1, 4), restart=st.booleans()),
     st.builds(ExternalSchedule, max_interval=st.none() | st.integers(1, 9)),
 )
 LEVELS = st.lists(st.integers(0, 255), min_size=1, max_size=30)
@@ -173,6 +232,10 @@ def test_two_schedules_of_one_setting_are_independent(
             {"kind": "change", "threshold": 1, "min_interval": 9, "max_interval": 3},
             r"max_interval 3 is below min_",
         ),
+        ({"kind": "change", "threshold": 1, "between": "copy"}, r"between'.*'delta' or 'skip', got 'copy'"),
+        ({"kind": "sample", "length": 5}, r"'schedule.sample.samples' is missing"),
+        ({"kind": "sample", "length": 5, "samples": 6}, r"samples must be at most length \(5\), it is 6"),
+        ({"kind": "sample", "length": 5, "samples": 0}, r"samples'.*greater than or equal to 1, got 0"),
         ({"kind": "external", "max_interval": 0}, r"max_interval'.*greater than or equal to 1"),
         ({"kind": "always", "interval": 1}, r"unknown key 'schedule.always.interval'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.errors import ClosedError, RecipeError
 from edge_sdk.runtime.result import StepKind
+from edge_sdk.runtime.schedule import SampleSchedule
 from edge_sdk.runtime.worker import WorkerCounts
 from edge_sdk.serve.access import Access
 from edge_sdk.serve.metrics import prometheus_text
@@ -201,13 +203,23 @@ def test_a_closed_runner_can_still_be_looked_at():
         counts = property(lambda self: _raise())
 
         def __init__(self):
-            self.bundle, self.engine = FakeRunner().bundle, "float32"
+            known = FakeRunner()
+            self.bundle, self.engine, self.schedule = known.bundle, "float32", known.schedule
 
     def _raise():
         raise ClosedError("runner: it is not open.")
 
     seen = watch(runner=Closed()).look()
     assert (seen.submitted, seen.keyframe_failures, seen.dropped) == (None, 0, 0)
+
+
+def test_what_an_answer_covers_is_said_where_few_frames_are_seen():
+    source = SimpleNamespace(uri="synthetic:motions", live=False, fps=30.0)
+    seen = watch(source, FakeRunner(schedule=SampleSchedule(length=60, samples=6))).look()
+    assert state_of(seen, -1)["about"]["answers"] == (
+        "answers cover the clip so far, at most 60 frames (2 s), a new one every 10 frames (0.33 s)"
+    )
+    assert watch(source).look().about.answers == ""
 
 
 @pytest.mark.parametrize(
