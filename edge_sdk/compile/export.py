@@ -6,7 +6,6 @@ import io
 import logging
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from edge_sdk.bundle import (
     state_output,
     write_bundle,
 )
-from edge_sdk.compile.graphs import Decoder, StepGraph
+from edge_sdk.compile.graphs import StepGraph, decoder_for
 from edge_sdk.compile.learnable import (
     LOGITS,
     Lifted,
@@ -38,77 +37,20 @@ from edge_sdk.compile.learnable import (
     tensors_in,
     undecided,
 )
+from edge_sdk.compile.origins import Origin, check_networks, load_origin, schedule_of
 from edge_sdk.compile.recipes import ExportRecipe
-from edge_sdk.compile.rewrite import negate_into_convolutions
+from edge_sdk.compile.rewrite import copy_constants_out, negate_into_convolutions
 from edge_sdk.compile.specs import step_spec
 from edge_sdk.compile.weights import leave_open, set_weights
-from edge_sdk.distill.distil import load_student
 from edge_sdk.distill.frames import FrameToInput
-from edge_sdk.distill.modules import load_module, read_checkpoint
-from edge_sdk.distill.online import WEIGHTS_FILE, WEIGHTS_KEY, OnlinePair, OnlineRecipe, make_pair, open_names
-from edge_sdk.distill.recipes import Preprocess, TrainRecipe
-from edge_sdk.distill.steps import PerFrame, StepPair
-from edge_sdk.distill.train import check_logits
-from edge_sdk.errors import CheckpointError, ConversionError, EngineError, RecipeError
-from edge_sdk.manifest import OnlineSpec, StepName, state_name
+from edge_sdk.distill.online import WEIGHTS_FILE, WEIGHTS_KEY, OnlinePair, OnlineRecipe, open_names
+from edge_sdk.errors import ConversionError, EngineError
+from edge_sdk.manifest import FRAME, OnlineSpec, StepName, state_name
 from edge_sdk.optional import require
 from edge_sdk.progress import Progress, Silent
 from edge_sdk.revision import commit_of_sources
-from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule
-from edge_sdk.settings import parse_settings
-from edge_sdk.tasks.base import TaskSpec
+from edge_sdk.tasks import TaskSpec, task_from_spec
 from edge_sdk.tensors import TensorSpec
-
-FRAME, ANSWER = "frame", "mask"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A pair of steps and what is known of it; ``online`` where it goes on learning."""
-
-    pair: StepPair
-    task: TaskSpec
-    preprocess: Preprocess
-    provenance: dict[str, Any]
-    online: OnlineRecipe | None = None
-
-
-def load_origin(recipe: ExportRecipe) -> Origin:
-    """The trained steps that a recipe names.
-
-    Raises:
-        CheckpointError: the checkpoint was written by something else.
-    """
-    if recipe.module is not None and recipe.task is not None:
-        network = load_module(recipe.module)
-        return Origin(
-            PerFrame(network),
-            recipe.task,
-            recipe.preprocess,
-            {"module": recipe.module.model_dump(mode="json")},
-        )
-    if recipe.online is not None:
-        online = recipe.online
-        known = {"online": online.model_dump(mode="json")}
-        return Origin(make_pair(online), online.task, online.preprocess, known, online)
-    if recipe.checkpoint is None:
-        raise RecipeError("'checkpoint': expected a file, or 'module' with 'task', or 'online', got none.")
-    content = read_checkpoint(recipe.checkpoint)
-    found = content.get("meta")
-    whole = isinstance(found, dict) and "recipe" in found and "state_dict" in content
-    meta: dict[str, Any] = found if whole else {}  # type: ignore[assignment]
-    kind = meta.get("kind")
-    if kind == "delta":
-        net, distilled, known = load_student(recipe.checkpoint)
-        return Origin(net, distilled.task, distilled.preprocess, known)
-    if kind == "per_frame":
-        trained = parse_settings(meta["recipe"], TrainRecipe, f"recipe in {recipe.checkpoint}")
-        network = load_module(trained.module.model_copy(update={"checkpoint": recipe.checkpoint}))
-        return Origin(PerFrame(network), trained.task, trained.preprocess, meta)
-    raise CheckpointError(
-        f"checkpoint {recipe.checkpoint}: expected one written by edge-sdk train or distill.",
-        hint="For other checkpoints give 'module' (factory and checkpoint), 'task' and 'preprocess' in the recipe.",
-    )
 
 
 def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
@@ -123,12 +65,13 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
     origin = load_origin(recipe)
     pair = origin.pair.eval()
     size = origin.preprocess.size_hw or recipe.frame_hw
-    _check_networks(origin, size)
+    check_networks(origin, size)
+    answer = answer_name(origin.task)
     steps: list[StepName] = ["keyframe", *(["delta"] if pair.has_delta else [])]  # type: ignore[list-item]
     opened = open_names(origin.online, pair) if origin.online and isinstance(pair, OnlinePair) else ()
     frame = torch.from_numpy(_test_frames(recipe.frame_hw, 1)[0])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        graphs = _step_graphs(pair, origin.preprocess, recipe, frame)
+        graphs = _step_graphs(origin, recipe, frame)
         files: dict[str, Path | bytes] = {}
         specs: dict[str, StepSpec] = {}
         tensors: dict[StepName, dict[str, str]] = {}
@@ -136,7 +79,7 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
             progress.update("export", index, len(steps) + 1)
             graph, inputs = graphs[name]
             file = Path(folder) / f"{name}.onnx"
-            _write_onnx(graph, inputs, file, recipe.opset)
+            _write_onnx(graph, inputs, file, recipe.opset, answer)
             model = onnx.load(str(file))
             if found := tensors_in(model, learned_values(pair)):
                 tensors[name] = found
@@ -146,26 +89,15 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
             files[file.name] = file
         check_open(tensors, opened)
         progress.update("export", len(steps), len(steps) + 1)
-        agreement = _compare(graphs, files, recipe)
+        agreement = _compare(graphs, files, recipe, answer)
         if isinstance(pair, OnlinePair):
             files[WEIGHTS_FILE] = _pair_bytes(pair)
-            _compare_patched(pair, graphs, files, tensors, recipe.tolerance)
+            _compare_patched(pair, graphs, files, tensors, recipe.tolerance, answer)
         progress.update("export", len(steps) + 1, len(steps) + 1)
         manifest = _manifest(recipe, origin, specs, agreement)
         if origin.online is not None:
             manifest = manifest.model_copy(update={"online": _online_spec(origin.online, tensors, opened)})
         return write_bundle(recipe.out, manifest, files)
-
-
-def _check_networks(origin: Origin, size_hw: tuple[int, int]) -> None:
-    """Run each network that gives the answer by itself once and refuse what is not class logits."""
-    pair, classes = origin.pair, len(origin.task.classes)
-    if isinstance(pair, OnlinePair):
-        check_logits(pair.student, size_hw, classes, "student")
-        given = len(origin.online.teacher_classes) if origin.online is not None else 0
-        check_logits(pair.teacher, size_hw, given or classes, "teacher")
-    elif isinstance(pair, PerFrame):
-        check_logits(pair.network, size_hw, classes, "network")
 
 
 def _online_spec(
@@ -189,11 +121,18 @@ def _pair_bytes(pair: OnlinePair) -> bytes:
     return out.getvalue()
 
 
+def answer_name(task: TaskSpec) -> str:
+    """Name of the one graph output that a task reads."""
+    (name,) = task_from_spec(task).output_names
+    return name
+
+
 def _step_graphs(
-    pair: StepPair, preprocess: Preprocess, recipe: ExportRecipe, frame: Tensor
+    origin: Origin, recipe: ExportRecipe, frame: Tensor
 ) -> dict[str, tuple[StepGraph, tuple[Tensor, ...]]]:
     """Each step with example inputs; the delta's state is the one that the keyframe step writes."""
-    to_input, decoder = FrameToInput(preprocess), Decoder(recipe.frame_hw, recipe.decode_stride)
+    pair, to_input = origin.pair, FrameToInput(origin.preprocess)
+    decoder = decoder_for(origin.task, recipe.frame_hw, recipe.decode_stride)
     keyframe = StepGraph(pair, "keyframe", to_input, decoder, (), matmul_resize=recipe.matmul_resize).eval()
     _, *state = keyframe(frame)
     graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]] = {"keyframe": (keyframe, (frame,))}
@@ -206,11 +145,11 @@ def _step_graphs(
     return graphs
 
 
-def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset: int) -> None:
+def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset: int, answer: str) -> None:
     """Write, fold constants, check."""
     learned = learned_values(graph.pair)
     names_in = [FRAME, *(state_input(n) for n in graph.reads), *learned]
-    names_out = [ANSWER, *(state_output(n) for n in graph.writes)]
+    names_out = [answer, *(state_output(n) for n in graph.writes)]
     module: torch.nn.Module = graph
     if learned:
         values = tuple(torch.from_numpy(value) for value in learned.values())
@@ -235,6 +174,7 @@ def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset:
         logger.setLevel(level)
     model = onnx.load(str(file))
     slim = require("onnxslim", "exporting").slim(model)
+    copy_constants_out(slim)
     negate_into_convolutions(slim)
     settle(slim, learned)
     onnx.checker.check_model(slim, full_check=True)
@@ -259,31 +199,32 @@ def _compare(
     graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]],
     files: dict[str, Path | bytes],
     recipe: ExportRecipe,
+    answer: str,
 ) -> dict[str, float]:
-    """Run both steps in torch and ONNX Runtime on the same frames.
+    """Run a keyframe and some deltas in torch and ONNX Runtime on the same frames and the same state.
 
     Returns:
-        worst relative difference of a state tensor and worst share of differing mask pixels.
+        worst relative difference of a state tensor, and of the answer the worst share of pixels that differ, or the
+        worst difference of a score.
 
     Raises:
         EngineError: a difference exceeds the tolerance.
     """
-    worst = {"state": 0.0, "mask": 0.0}
+    worst = {"state": 0.0, answer: 0.0}
     frames = _test_frames(recipe.frame_hw, 3)
-    state: list[Tensor] = []
+    state: dict[str, Tensor] = {}
     for name, (graph, _) in graphs.items():
         session = _session(files[f"{name}.onnx"], name)
         for image in frames[:1] if name == "keyframe" else frames:
-            inputs = (torch.from_numpy(image), *(state if graph.reads else ()))
+            inputs = (torch.from_numpy(image), *(state[key] for key in graph.reads))
             expected = graph(*inputs)
             names = [node.name for node in session.get_inputs()]
             found = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
-            worst["mask"] = max(worst["mask"], float((found[0] != expected[0].numpy()).mean()))
+            worst[answer] = max(worst[answer], _difference(found[0], expected[0].numpy()))
             for mine, theirs in zip(found[1:], expected[1:], strict=True):
                 limit = max(float(theirs.abs().max()), 1e-6)
                 worst["state"] = max(worst["state"], float(np.abs(mine - theirs.numpy()).max()) / limit)
-            if name == "keyframe":
-                state = list(expected[1:])
+            state |= dict(zip(graph.writes, expected[1:], strict=True))
     for what, value in worst.items():
         if not value <= recipe.tolerance:
             raise EngineError(
@@ -294,12 +235,20 @@ def _compare(
     return worst
 
 
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Share of class ids that differ, or the largest difference of a score."""
+    if found.dtype == np.uint8:
+        return float((found != expected).mean())
+    return float(np.abs(found - expected).max())
+
+
 def _compare_patched(
     pair: OnlinePair,
     graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]],
     files: dict[str, Path | bytes],
     tensors: dict[StepName, dict[str, str]],
     tolerance: float,
+    answer: str,
 ) -> None:
     """With other weights, graphs and torch give the same logits too; the pair is left as it was.
 
@@ -315,7 +264,7 @@ def _compare_patched(
         for step, names in tensors.items():
             graph, model = graphs[step][0], onnx.load(str(files[f"{step}.onnx"]))
             set_weights(model, names, {name: after[name] for name in names})
-            show_logits(model, ANSWER)
+            show_logits(model, answer)
             inputs = (frame, *(state if graph.reads else ()))
             expected = undecided(graph)(*inputs)[0].numpy()
             session = _session(model.SerializeToString(), step)
@@ -356,7 +305,6 @@ def _manifest(
         for spec in (delta.inputs if delta is not None else ())
         if spec.name != FRAME
     )
-    default = EverySchedule(interval=5) if delta is not None else AlwaysSchedule()
     return Manifest(
         name=recipe.name or recipe.out.name,
         method=origin.pair.method,
@@ -364,7 +312,7 @@ def _manifest(
         frame=TensorSpec(name=FRAME, shape=(*recipe.frame_hw, 3), dtype="uint8"),
         steps=StepsSpec(keyframe=specs["keyframe"], delta=delta),
         state=state,
-        schedule=recipe.schedule or default,
+        schedule=schedule_of(recipe, origin),
         provenance={
             "export": recipe.model_dump(mode="json"), "commit": commit_of_sources(), "training": origin.provenance,
             "torch_and_onnxruntime_differ": {**agreement},

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.steps import State, StepPair
+from edge_sdk.tasks.base import TaskSpec
 
 
 class Decoder(nn.Module):
@@ -45,8 +46,34 @@ class Decoder(nn.Module):
         return F.interpolate(logits, size=small, mode="bilinear", align_corners=False)
 
 
+class ClassDecoder(nn.Module):
+    """Class logits (1, C) to scores (C,) float32 in 0-1: shares of one, or with ``multi_label`` each by itself."""
+
+    def __init__(self, multi_label: bool) -> None:
+        super().__init__()
+        self.multi_label = multi_label
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The scores of ``logits``."""
+        own = logits.squeeze(0).float()
+        return own.sigmoid() if self.multi_label else own.softmax(0)
+
+
+def decoder_for(task: TaskSpec, frame_hw: tuple[int, int], stride: int) -> nn.Module:
+    """What turns a network's logits into the answer of a task.
+
+    Args:
+        task: what the answer means.
+        frame_hw: height and width of the camera's frames.
+        stride: of a segmentation, see :class:`Decoder`.
+    """
+    if task.kind == "classification":
+        return ClassDecoder(task.multi_label)
+    return Decoder(frame_hw, stride)
+
+
 class StepGraph(nn.Module):
-    """One step as it is exported: ``forward(frame, *state) -> (mask, *written state)``.
+    """One step as it is exported: ``forward(frame, *state) -> (answer, *written state)``.
 
     Args:
         pair: the method.

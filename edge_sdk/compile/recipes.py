@@ -25,12 +25,16 @@ class ExportRecipe(Settings):
         name: name of the bundle; ``None`` takes the folder's.
         online: teacher and student that go on learning on the stream; knows its task and preprocessing.
         frame_hw: height and width of the camera's frames, in pixels.
-        decode_stride: decide the class of every pixel (1), or of every second one (2), ..., repeated between.
+        decode_stride: of a segmentation, decide the class of every pixel (1), or of every second one (2), ...,
+            repeated between.
+        sliding: of a clip network's checkpoint, answer anew at every seen frame from the last ones that a clip has,
+            instead of clip after clip; costs the aggregator over all of them each time.
         matmul_resize: write bilinear resizing as matrix products, exact and faster on CPUs.
-        schedule: the bundle's default schedule; ``None``: a keyframe every 5 frames, or always where there is no delta.
+        schedule: the bundle's default schedule; ``None``: of a clip network the frames that it was trained on; else a
+            keyframe every 5 frames, or always where there is no delta.
         opset: ONNX operator set.
         tolerance: largest difference between torch and ONNX Runtime in a state tensor, relative to its largest value;
-            masks may differ on the same share of pixels.
+            masks may differ on the same share of pixels, scores by as much.
     """
 
     out: Path
@@ -42,6 +46,7 @@ class ExportRecipe(Settings):
     preprocess: Preprocess = Preprocess()
     frame_hw: tuple[Positive, Positive]
     decode_stride: Annotated[int, Field(ge=1, le=8)] = 1
+    sliding: bool = False
     matmul_resize: bool = True
     schedule: ScheduleSettings | None = None
     opset: Annotated[int, Field(ge=17, le=21)] = 18

@@ -301,8 +301,8 @@ def test_a_disagreement_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     module = importlib.import_module("edge_sdk.compile.export")  # its function hides it
     real = module._write_onnx
 
-    def spoilt(graph: Any, inputs: Any, file: Path, opset: int) -> None:
-        real(graph, inputs, file, opset)
+    def spoilt(graph: Any, inputs: Any, file: Path, *more: Any) -> None:
+        real(graph, inputs, file, *more)
         model = onnx.load(str(file))
         for tensor in model.graph.initializer:
             values = onnx.numpy_helper.to_array(tensor)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from edge_sdk.build.recipe import Float16Settings
-from edge_sdk.compile.quantize.nodes import drop_unused, matches, named_copy, replace_input, sort_nodes
+from edge_sdk.compile.accumulators import Accumulators, accumulators_of
+from edge_sdk.compile.quantize.nodes import (
+    Wiring,
+    drop_unused,
+    matches,
+    named_copy,
+    replace_input,
+    sort_nodes,
+)
 from edge_sdk.compile.quantize.ranges import Ranges, largest_magnitude
 from edge_sdk.compile.quantize.state import TypedPair, keep_channels_last, permutation_for
 from edge_sdk.errors import EngineError
-from edge_sdk.manifest import StateForm, state_input, state_output
+from edge_sdk.manifest import StateForm, is_state, state_input, state_output
 from edge_sdk.optional import require
 
 _MOST = float(np.finfo(np.float16).max)
@@ -26,7 +34,7 @@ def halve_pair(
     state: Mapping[str, tuple[int, ...]],
     settings: Float16Settings,
 ) -> TypedPair:
-    """Convert the float32 step graphs of a pair, state included.
+    """Convert the float32 step graphs of a pair, state included but for what the delta step adds to.
 
     Args:
         graphs: by step; left as they are.
@@ -37,7 +45,9 @@ def halve_pair(
     Raises:
         EngineError: a state tensor takes values that float16 cannot hold.
     """
-    for name in state:
+    sums = accumulators_of(graphs["delta"]) if "delta" in graphs else Accumulators()
+    halved = {name: shape for name, shape in state.items() if name not in sums.state}
+    for name in halved:
         reached = max((max(map(abs, found[key])) for found in ranges.values()
                        for key in (state_input(name), state_output(name)) if key in found), default=0.0)  # fmt: skip
         if reached > _MOST:
@@ -50,23 +60,36 @@ def halve_pair(
     for step, graph in graphs.items():
         model = named_copy(graph)
         kept[step] = overflowing(model, ranges[step], settings)
-        keep_channels_last(model, list(state), settings.state_layout)
-        done[step] = to_float16(model, list(kept[step]))
-    permuted = {name: permutation_for(settings.state_layout, shape) for name, shape in state.items()}
+        keep_channels_last(model, list(halved), settings.state_layout)
+        done[step] = to_float16(model, list(kept[step]), sums.state)
+        kept[step] |= dict.fromkeys(wide_nodes(model, sums), "state or an answer in float32")
+    permuted = {name: permutation_for(settings.state_layout, shape) for name, shape in halved.items()}
     forms = {name: StateForm(permutation=axes) for name, axes in permuted.items() if axes}
     return TypedPair(done, forms, kept)
 
 
-def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
-    """A typed float16 copy of ``model``; nodes named in ``kept`` stay in float32 between casts."""
+def to_float16(model: onnx.ModelProto, kept: list[str], wide_state: Collection[str] = ()) -> onnx.ModelProto:
+    """A typed float16 copy of ``model``; answers that are floats stay in float32, and so does what makes them.
+
+    Args:
+        model: a step graph; left as it is.
+        kept: names of nodes that stay in float32 between casts.
+        wide_state: names of state tensors that stay in float32, with all that a delta step adds to them by.
+    """
     require("onnxruntime", "converting to float16")
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    ends = {end for name in wide_state for end in (state_input(name), state_output(name))}
+    ends |= {value.name for value in model.graph.output if not is_state(value.name)}
+    sums = accumulators_of(model) if wide_state else Accumulators()
     with warnings.catch_warnings():
         # It warns of every constant below float16's smallest; those become zero or the smallest, as they should.
         warnings.simplefilter("ignore")
         done: onnx.ModelProto = convert_float_to_float16(
-            model, keep_io_types=False, op_block_list=[], node_block_list=kept
+            model,
+            keep_io_types=sorted(ends),
+            op_block_list=[],
+            node_block_list=[*kept, *wide_nodes(model, sums)],
         )
     _join_kept(done)
     sort_nodes(done)
@@ -76,8 +99,19 @@ def to_float16(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
     return done
 
 
+def wide_nodes(model: onnx.ModelProto, sums: Accumulators) -> list[str]:
+    """Names of the nodes that add to state, and of those that write an answer in floats."""
+    answers = {
+        value.name
+        for value in model.graph.output
+        if not is_state(value.name) and value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    adding = [node.name for node in sums.nodes_of(model)]
+    return [*adding, *(node.name for node in model.graph.node if answers.intersection(node.output))]
+
+
 def _join_kept(model: onnx.ModelProto) -> None:
-    """Let kept nodes read each other in float32, in place.
+    """Let kept nodes read each other, and graph inputs and outputs in float32, in place.
 
     The converter casts what each of them writes to float16 and back for the next, where it would overflow; and it
     writes one such cast for every reader under one name.
@@ -88,11 +122,28 @@ def _join_kept(model: onnx.ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     halving = {
-        node.output[0]: node.input[0] for node in graph.node if node.name.endswith("_cast_to_fp16_node")
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.name.endswith("_cast_to_fp16_node") or node.name.startswith("graph_input_cast")
     }
     for node in graph.node:
         if node.name.endswith("_cast_to_fp32_node") and node.input[0] in halving:
             replace_input(graph.node, node.output[0], halving[node.input[0]])
+    _write_directly(graph, halving)
+
+
+def _write_directly(graph: onnx.GraphProto, halving: Mapping[str, str]) -> None:
+    """Let a node that computes in float32 write a float32 output itself, in place."""
+    wiring = Wiring(graph)
+    for cast in [node for node in graph.node if node.name.startswith("graph_output_cast")]:
+        source = halving.get(cast.input[0])
+        maker = wiring.makers.get(source or "")
+        if source is None or maker is None:
+            continue
+        output = cast.output[0]
+        maker.output[list(maker.output).index(source)] = output
+        replace_input(graph.node, source, output)
+        graph.node.remove(cast)
 
 
 def overflowing(model: onnx.ModelProto, ranges: Ranges, settings: Float16Settings) -> dict[str, str]:

@@ -19,6 +19,7 @@ from typing import Any
 import onnx
 
 from edge_sdk.build.recipe import Int8Settings
+from edge_sdk.compile.accumulators import Accumulators, accumulators_of
 from edge_sdk.compile.quantize.frame import CENTRED, fold_frame, range_of_bytes, read_bytes
 from edge_sdk.compile.quantize.nodes import Wiring, drop_unused, layer_of, matches, name_nodes, named_copy
 from edge_sdk.compile.quantize.ranges import Ranges, save_as_cache
@@ -31,7 +32,7 @@ from edge_sdk.compile.quantize.state import (
     quantize_outputs,
 )
 from edge_sdk.errors import EngineError
-from edge_sdk.manifest import StateForm, is_state
+from edge_sdk.manifest import StateForm, is_state, state_name
 from edge_sdk.optional import require
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -48,7 +49,7 @@ def quantize_pair(
     backend: str,
     only: Collection[str] | None = None,
 ) -> TypedPair:
-    """Quantise the float32 step graphs of a pair.
+    """Quantise the float32 step graphs of a pair; state that the delta step adds to stays in float32.
 
     Args:
         graphs: by step; left as they are.
@@ -63,19 +64,21 @@ def quantize_pair(
     """
     kept: dict[str, dict[str, str]] = {}
     done: dict[str, onnx.ModelProto] = {}
+    sums = accumulators_of(graphs["delta"]) if "delta" in graphs else Accumulators()
+    lowered = {name: shape for name, shape in state.items() if name not in sums.state}
     for step, graph in graphs.items():
         model = named_copy(graph)
         known = dict(ranges[step])
         if only is None:
-            keep_channels_last(model, list(state), settings.state_layout)
+            keep_channels_last(model, list(lowered), settings.state_layout)
             for name in list(known):
                 if is_state(name):
                     known[f"{name}.nchw"] = known[name]
         if backend == "onnxruntime" and only is None and (folded := fold_frame(model)) is not None:
             known[CENTRED] = range_of_bytes(folded)
         kept[step] = _kept(model, settings, only)
-        done[step] = _quantize(model, known, kept[step], backend, step)
-    forms = {} if only is not None else _quantize_state(done, ranges, state, settings, backend)
+        done[step] = _quantize(model, known, kept[step], backend, step, sums)
+    forms = {} if only is not None else _quantize_state(done, ranges, lowered, settings, backend)
     return TypedPair(done, forms, kept)
 
 
@@ -133,7 +136,12 @@ def _last(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.NodeProto
 
 
 def _quantize(
-    model: onnx.ModelProto, ranges: Ranges, kept: Mapping[str, str], backend: str, step: str
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    kept: Mapping[str, str],
+    backend: str,
+    step: str,
+    sums: Accumulators,
 ) -> onnx.ModelProto:
     """Insert Q/DQ with ONNX Runtime's quantiser."""
     chosen = [node for node in convolutions(model) if layer_of(node) not in kept]
@@ -141,7 +149,7 @@ def _quantize(
         raise EngineError(
             f"{step} step: no convolution is left to quantise.", hint="Shorten int8.keep in the recipe."
         )
-    names = _zone(model, chosen, ranges, backend)
+    names = _zone(model, chosen, ranges, backend, sums)
     require("onnxruntime", "quantising")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -180,18 +188,25 @@ def _options(cpu: bool) -> dict[str, Any]:
     }
 
 
-def _zone(model: onnx.ModelProto, chosen: list[onnx.NodeProto], ranges: Ranges, backend: str) -> list[str]:
-    """Names of the nodes to quantise: the chosen convolutions, and what lies between them and the state."""
+def _zone(
+    model: onnx.ModelProto, chosen: list[onnx.NodeProto], ranges: Ranges, backend: str, sums: Accumulators
+) -> list[str]:
+    """Names of the nodes to quantise: the chosen convolutions, and what lies between them and the state in bytes."""
+
+    def in_bytes(name: str) -> bool:
+        return is_state(name) and state_name(name) not in sums.state
+
     wiring = Wiring(model.graph)
     names = [node.name for node in chosen]
-    state = [node for name, nodes in wiring.readers.items() if is_state(name) for node in nodes]
+    adding = {node.name for node in sums.nodes_of(model)}
+    state = [node for name, nodes in wiring.readers.items() if in_bytes(name) for node in nodes]
     after = wiring.reached_from([*chosen, *state])
-    written = [wiring.makers[name] for name in wiring.outputs if is_state(name)]
+    written = [wiring.makers[name] for name in wiring.outputs if in_bytes(name)]
     before = wiring.reaches([*convolutions(model), *written])
     wanted = set(_CPU_OPS if backend == "onnxruntime" else _TENSORRT_OPS) - set(_CONVOLUTIONS)
     for node in model.graph.node:
         measured = all(name in ranges or name in wiring.constants for name in (*node.input, *node.output))
-        between = node.name in after and node.name in before
+        between = node.name in after and node.name in before and node.name not in adding
         fitting = _two_activations(node, wiring) and _ends_at_zero(node, ranges)
         if node.op_type in wanted and measured and between and fitting:
             names.append(node.name)

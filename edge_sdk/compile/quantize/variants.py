@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from edge_sdk.build.recipe import Float16Settings, Int8Settings
 from edge_sdk.bundle import Bundle, set_name
+from edge_sdk.compile.accumulators import Accumulators, accumulators_of
 from edge_sdk.compile.calibration_set import CalibrationSet
 from edge_sdk.compile.lint import lint, lint_pair, require_clean
 from edge_sdk.compile.quantize.float16 import halve_pair, overflowing, to_float16
@@ -66,6 +67,8 @@ class Quantizer:
             shut(model)
             name_nodes(model)
         self.state = {spec.name: spec.shape for spec in bundle.manifest.state}
+        delta = self.graphs.get("delta")
+        self.accumulators = Accumulators() if delta is None else accumulators_of(delta)
         self._ranges: dict[tuple[Any, ...], dict[str, Ranges]] = {}
 
     def ranges(self, settings: Int8Settings) -> dict[str, Ranges]:
@@ -114,7 +117,9 @@ class Quantizer:
         graphs, forms = done.graphs, done.forms
         remainder, why = self._remainder(settings, backend)
         if remainder == "float16":
-            graphs = {step: _remainder_in_half(model) for step, model in graphs.items()}
+            graphs = {
+                step: _remainder_in_half(model, self.accumulators.state) for step, model in graphs.items()
+            }
             forms = with_own_scales(graphs["delta"], forms) if "delta" in graphs else forms
         asked = {step: asked_shares(self.graphs[step], kept, remainder) for step, kept in done.kept.items()}
         known = {
@@ -236,9 +241,9 @@ def require_calibration(path: Path | None, bundle: Bundle) -> CalibrationSet:
     return found
 
 
-def _remainder_in_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What is not INT8 in float16 too: Q/DQ then give and take float16."""
+def _remainder_in_half(model: onnx.ModelProto, wide_state: Collection[str]) -> onnx.ModelProto:
+    """What is not INT8 in float16 too: Q/DQ then give and take float16; ``wide_state`` stays as it is."""
     version = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if version < _HALF_QDQ_OPSET:
         model = onnx.version_converter.convert_version(model, _HALF_QDQ_OPSET)
-    return to_float16(model, [])
+    return to_float16(model, [], wide_state)
