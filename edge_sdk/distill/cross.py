@@ -66,8 +66,15 @@ class SmallInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
-        size = self.size_of((int(x.shape[-2]), int(x.shape[-1])))
-        return self.network(F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+        height, width = int(x.shape[-2]), int(x.shape[-1])
+        size = self.size_of((height, width))
+        # At exactly half, bilinear sampling is the mean of two neighbours, and engines pool several times faster.
+        halves = (1 + (2 * size[0] == height), 1 + (2 * size[1] == width))
+        if halves != (1, 1):
+            x = F.avg_pool2d(x, halves)
+        if tuple(x.shape[-2:]) != size:
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return self.network(x)
 
 
 class Confidence(nn.Module):

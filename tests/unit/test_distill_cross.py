@@ -145,6 +145,15 @@ def test_the_input_is_drawn_down_without_smoothing() -> None:
     assert torch.equal(small, torch.tensor([[[[13.5, 17.5]]]]))
 
 
+@pytest.mark.parametrize("size_hw", [(12, 16), (12, 14), (14, 16), (13, 15), (6, 7)])
+@pytest.mark.parametrize("multiple", [1, 2, 4])
+def test_halving_by_means_is_the_bilinear_resize(size_hw: tuple[int, int], multiple: int) -> None:
+    small = SmallInput(nn.Identity(), 0.5, multiple)
+    x = frame(3, size_hw)
+    expected = nn.functional.interpolate(x, size=small.size_of(size_hw), mode="bilinear", align_corners=False)
+    assert close(small(x), expected)
+
+
 # Where the keyframe corrects
 
 
