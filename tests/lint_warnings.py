@@ -118,6 +118,33 @@ def state_io(kind: int, *, quantise: bool) -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def sum_of_halves(kind: int, *, added: int) -> onnx.ModelProto:
+    """A float16 delta step that adds what it sees, as ``added``, to its state of type ``kind``."""
+    nodes = [node("Sigmoid", ["h"], ["r"], name="seen"), node("Cast", ["r"], ["c"], to=added, name="cast_r")]
+    before, after = "state.m", "state.m.next"
+    if kind != added:
+        nodes.append(node("Cast", [before], ["before"], to=added, name="cast_state"))
+        before, after = "before", "after"
+    nodes.append(node("Add", ["c", before], [after], name="add"))
+    if kind != added:
+        nodes.append(node("Cast", [after], ["state.m.next"], to=kind, name="cast_sum"))
+    graph = half(*nodes)
+    graph.graph.input.append(onnx.helper.make_tensor_value_info("state.m", *image(kind=kind)))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("state.m.next", *image(kind=kind)))
+    return graph
+
+
+def handing_on(*, writes: bool) -> onnx.ModelProto:
+    """A float32 delta step that reads its state, and may write it as it came."""
+    nodes = [node("Add", ["x", "state.m"], ["y"], name="add")]
+    outputs = {"y": image()}
+    if writes:
+        nodes.append(node("Transpose", ["state.m"], ["t"], perm=[0, 2, 3, 1], name="turn"))
+        nodes.append(node("Transpose", ["t"], ["state.m.next"], perm=[0, 3, 1, 2], name="back"))
+        outputs["state.m.next"] = image()
+    return model(nodes, {"x": image(), "state.m": image()}, outputs, {})
+
+
 F16_ONLY: dict[str, Any] = {"severity": "warning", "precision": "float16", "tensorrt": "accepts"}
 SLOW: dict[str, Any] = {"severity": "warning", "tensorrt": "accepts"}
 ORT: dict[str, Any] = {"severity": "warning", "backend": "onnxruntime"}
@@ -191,6 +218,12 @@ WARNINGS = [
         half, node("ReduceMean", ["h"], ["r"], name="mean", keepdims=1)), **F16_ONLY),
     case("an operator kept in float32", "float32-island", partial(in_half, "Exp", good=True), "op",
          "with 2 casts around: op", good=scaled, **F16_ONLY),
+    case("a sum in float16", "state-sum", partial(sum_of_halves, F16, added=F16), "state.m", "it is float16",
+         good=partial(sum_of_halves, F32, added=F32), **F16_ONLY),
+    case("a float32 sum that is added to in float16", "state-sum", partial(sum_of_halves, F32, added=F16), "cast_state",
+         "in less than float32", good=partial(sum_of_halves, F32, added=F32), **F16_ONLY),
+    case("state that is handed on", "state-copied", partial(handing_on, writes=True), "state.m", "as it received it",
+         good=partial(handing_on, writes=False), severity="warning", precision="float32", tensorrt="accepts"),
     case("there and back", "cast-pair", partial(
         half, node("Cast", ["h"], ["f"], to=F32, name="up"), node("Cast", ["f"], ["r"], to=F16, name="down")),
          "down", "it undoes Cast 'up'", good=partial(half, node("Sigmoid", ["h"], ["r"], name="op")), **F16_ONLY),

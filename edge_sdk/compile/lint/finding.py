@@ -51,11 +51,13 @@ class Target:
         backend: the runtime that will compute it.
         precision: what its layers should compute in.
         step: ``keyframe`` or ``delta``.
+        wide_state: names of the state tensors that stay in float32 in any precision.
     """
 
     backend: Backend
     precision: Precision
     step: str
+    wide_state: frozenset[str] = frozenset()
 
     @property
     def if_tensorrt(self) -> Severity:

@@ -110,7 +110,10 @@ def islands(view: GraphView, target: Target) -> Iterator[Finding]:
     """A float16 graph's float32 nodes, each group with the casts around it."""
     if target.precision != "float16":
         return
+    adding = {label(node) for node in view.sums.nodes_of(view.model)}
     for group in _groups(view):
+        if adding.issuperset(label(node) for node in group):
+            continue  # what is added up must not be rounded
         names = [label(node) for node in group]
         casts = _casts_around(view, group)
         shown = ", ".join(names[:_SHOWN]) + (

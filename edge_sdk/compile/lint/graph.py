@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
+from edge_sdk.compile.accumulators import accumulators_of
 from edge_sdk.manifest import is_state
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -62,6 +63,7 @@ class GraphView:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        self.sums = accumulators_of(model)
         graph = _inferred(model).graph
         self.nodes: list[NodeProto] = list(graph.node)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
 import onnx
 
-from edge_sdk.compile.lint import float16, qdq, structure
+from edge_sdk.compile.lint import float16, qdq, rewritten, structure
 from edge_sdk.compile.lint.finding import Backend, Finding, Precision, Target
 from edge_sdk.compile.lint.graph import GraphView
 from edge_sdk.compile.lint.pair import form_rules, state_rules
@@ -17,7 +18,7 @@ from edge_sdk.files import require_file
 from edge_sdk.manifest import StateForm
 
 Rule = Callable[[GraphView, Target], Iterator[Finding]]
-RULES: tuple[Rule, ...] = (*structure.RULES, *qdq.RULES, *float16.RULES)
+RULES: tuple[Rule, ...] = (*structure.RULES, *qdq.RULES, *float16.RULES, *rewritten.RULES)
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
@@ -43,7 +44,12 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def lint(
-    model: onnx.ModelProto | str | Path, *, backend: str, precision: str, step: str = "keyframe"
+    model: onnx.ModelProto | str | Path,
+    *,
+    backend: str,
+    precision: str,
+    step: str = "keyframe",
+    wide_state: Collection[str] = (),
 ) -> list[Finding]:
     """Look for what a backend would refuse, crash on, compute differently or gain nothing from.
 
@@ -52,6 +58,8 @@ def lint(
         backend: ``tensorrt`` or ``onnxruntime``.
         precision: ``float32``, ``float16`` or ``int8``: what its layers should compute in.
         step: ``keyframe`` or ``delta``; named in the messages.
+        wide_state: names of the state tensors that stay in float32 because the delta step adds to them; a delta step
+            tells that of itself.
 
     Returns:
         Errors first, in the order of the graph within each rule; of a graph that ONNX's checker refuses, that alone.
@@ -60,7 +68,7 @@ def lint(
         RecipeError: an unknown backend or precision.
         MissingFileError, FileFormatError: see :func:`read_model`.
     """
-    target = _target(backend, precision, step)
+    target = replace(_target(backend, precision, step), wide_state=frozenset(wide_state))
     loaded = model if isinstance(model, onnx.ModelProto) else read_model(model)
     broken = _invalid(loaded, target)
     if broken is not None:

@@ -18,6 +18,7 @@ from edge_sdk.compile.lint.graph import (
     whole_number,
 )
 from edge_sdk.compile.lint.qdq import output_axis
+from edge_sdk.manifest import state_name
 
 # The parser of TensorRT 11 reads opset 9 to 25, that of 10.3 on JetPack 6 only to 20 (NVIDIA's ONNX opset guide;
 # operators.md of either). Newer operators are read by their old definition rather than refused.
@@ -228,8 +229,11 @@ def float_state(view: GraphView, target: Target) -> Iterator[Finding]:
     """A state tensor is stored in the precision of the steps that use it."""
     wanted = {"int8": (), "float16": (TensorProto.FLOAT16,), "float32": _FLOATS}[target.precision]
     for value in (*view.inputs, *view.outputs):
+        wide = {*target.wide_state, *view.sums.state}
         if not value.is_state or value.elem_type not in _FLOATS or value.elem_type in wanted:
             continue
+        if state_name(value.name) in wide and value.elem_type == TensorProto.FLOAT:
+            continue  # what is added up must not be rounded
         node = _quantiser_at(view, value.name)
         kind = type_name(value.elem_type)
         if target.precision == "int8" and node is not None:

@@ -10,6 +10,7 @@ from typing import get_args
 from onnx import ModelProto, TensorProto
 
 from edge_sdk.bundle import Bundle
+from edge_sdk.compile.accumulators import accumulators_of
 from edge_sdk.compile.lint.finding import Backend, Finding, Precision
 from edge_sdk.compile.lint.graph import DEQUANTIZE, QUANTIZE, GraphView
 from edge_sdk.compile.lint.linter import lint, lint_pair, read_model
@@ -120,10 +121,12 @@ def _lint_pair(pair: _Pair) -> LintReport:
     if len(models) == 1 and _reads_state(next(iter(models.values()))):
         models = {DELTA: next(iter(models.values()))}
     precision = pair.precision or _precision_of(models)
+    delta = models.get(DELTA)
+    wide = accumulators_of(delta).state if delta is not None else ()
     findings = [
         finding
         for step, model in models.items()
-        for finding in lint(model, backend=pair.backend, precision=precision, step=step)
+        for finding in lint(model, backend=pair.backend, precision=precision, step=step, wide_state=wide)
     ]
     if len(models) == 2:
         both = (models[KEYFRAME], models[DELTA])
