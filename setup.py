@@ -61,6 +61,9 @@ WORKSTATION = [
     "onnxscript>=0.7,<1",
     "onnxslim>=0.1.98,<1",
     "lightning-fabric>=2.6,<3",
+    # Features of videos in TFRecord files: the messages (onnx brings it, too) and the checksums.
+    "protobuf>=4.25,<8",
+    "crc32c>=2.7,<3",
     *DESKTOP,
 ]
 

@@ -254,7 +254,7 @@ class FeatureSet:
         return cls(quantised, counts, targets, tuple(clip.name for clip in found))
 
     def take(self, which: Sequence[int] | np.ndarray, seen: np.ndarray | None = None) -> Batch:
-        """Clips in [-2, 2] as published, then each frame divided by its Euclidean norm; fill is zero.
+        """Clips in about -2 to 2 (:func:`dequantised`), then each frame divided by its Euclidean norm; fill is zero.
 
         Args:
             which: numbers of the clips.
@@ -297,7 +297,7 @@ class FeatureSet:
 
 
 def dequantised(values: np.ndarray) -> np.ndarray:
-    """Bytes to the middles of 256 equal steps of [-2, 2], but for half of a thousandth, float32, as in YouTube-8M."""
+    """Bytes x as x * 4 / 255 + 4 / 512 - 2, about -2 to 2, float32, as published with YouTube-8M."""
     return values.astype(np.float32) * np.float32(4 / 255) + np.float32(4 / 512 - 2)
 
 
