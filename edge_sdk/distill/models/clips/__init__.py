@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from edge_sdk.distill.models.clips.aggregators import Aggregator, Mean, NetVLAD, NeXtVLAD, Ordered
+from edge_sdk.distill.models.clips.causal3d import CausalEncoder
 from edge_sdk.distill.models.clips.encoded import EncodedClip, SlidingWindow
 from edge_sdk.distill.models.clips.encoders import Encoder, FeatureInput, SmallEncoder
 from edge_sdk.distill.models.clips.heads import LinearHead, MixtureHead
 from edge_sdk.distill.models.clips.recurrent import HierarchicalLSTM
+from edge_sdk.distill.models.clips.residual import ResidualEncoder
+from edge_sdk.distill.models.clips.temporal import ShiftEncoder
 from edge_sdk.errors import RecipeError
 
-__all__ = ["EncodedClip", "SlidingWindow", "clip_network"]
+__all__ = [
+    "EncodedClip", "SlidingWindow", "causal3d_network", "clip_network", "consensus_network", "tsm_network",
+]  # fmt: skip
 
 Family = Literal["hrnn", "netvlad", "nextvlad", "mean"]
-_ENCODERS: dict[str, Callable[..., Encoder]] = {"small": SmallEncoder, "features": FeatureInput}
+EncoderName = Literal["small", "residual", "tsm", "causal3d", "features"]
+_ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "small": SmallEncoder, "residual": ResidualEncoder, "tsm": ShiftEncoder, "causal3d": CausalEncoder,
+    "features": FeatureInput,
+}  # fmt: skip
 _FAMILIES: dict[str, Callable[..., Aggregator]] = {
     "hrnn": HierarchicalLSTM, "netvlad": NetVLAD, "nextvlad": NeXtVLAD, "mean": Mean,
 }  # fmt: skip
@@ -28,7 +37,7 @@ def clip_network(
     family: Family,
     *,
     samples: int | None = None,
-    encoder: Literal["small", "features"] = "small",
+    encoder: EncoderName = "small",
     order: bool = False,
     head: Literal["linear", "mixture"] = "linear",
     dropout: float = 0.0,
@@ -40,11 +49,13 @@ def clip_network(
         classes: number of classes.
         family: ``hrnn`` (hierarchical LSTM), ``netvlad``, ``nextvlad`` or ``mean``.
         samples: frames of a clip that are seen; needed by ``hrnn`` and ``order``.
-        encoder: ``small`` for frames, ``features`` for vectors that were extracted before.
+        encoder: for frames ``small``, ``residual``, or ``tsm`` and ``causal3d``, which look at the frames before;
+            ``features`` for vectors that were extracted before.
         order: tell an aggregator that forgets the order about it, see :class:`Ordered`; not for ``hrnn``.
         head: ``linear``, or ``mixture`` of logistic experts for ``multi_label`` tasks.
         dropout: share of the representation left out in training.
         options: of the parts by name: ``width``, ``depth``, ``features``, ``pool``, ``grid`` (:class:`SmallEncoder`);
+            these and ``strides`` (:class:`ResidualEncoder`, :class:`CausalEncoder`), ``share`` (:class:`ShiftEncoder`);
             ``dim`` (:class:`FeatureInput`); ``segments``, ``hidden``, ``layers`` (:class:`HierarchicalLSTM`);
             ``clusters``, ``hidden``, ``scale`` (:class:`NetVLAD`), and ``groups``, ``expansion``, ``gating``
             (:class:`NeXtVLAD`); ``experts`` (:class:`MixtureHead`).
@@ -75,6 +86,60 @@ def clip_network(
             hint=f"They know: {', '.join(known)}.",
         )
     return EncodedClip(seen, aggregator, made)
+
+
+def consensus_network(
+    classes: int,
+    *,
+    width: int = 16,
+    depth: int = 1,
+    strides: Sequence[int] = (2, 1, 2, 2),
+    dropout: float = 0.0,
+) -> EncodedClip:
+    """A residual network over each frame, and the mean over the frames (TSN): the 2D network of arXiv 2209.12797.
+
+    Args:
+        classes: number of classes.
+        width, depth, strides: see :class:`ResidualEncoder`.
+        dropout: share of the representation left out in training (0.5 as published).
+    """
+    return _averaged("residual", classes, dropout, width=width, depth=depth, strides=strides)
+
+
+def tsm_network(
+    classes: int, *, width: int = 16, depth: int = 1, strides: Sequence[int] = (2, 1, 2, 2), share: int = 8,
+    dropout: float = 0.0,
+) -> EncodedClip:  # fmt: skip
+    """A residual network with a temporal shift of one in ``share`` channels, and the mean over the frames.
+
+    Args:
+        classes: number of classes.
+        width, depth, strides, share: see :class:`ShiftEncoder`.
+        dropout: share of the representation left out in training.
+    """
+    return _averaged("tsm", classes, dropout, width=width, depth=depth, strides=strides, share=share)
+
+
+def causal3d_network(
+    classes: int,
+    *,
+    width: int = 16,
+    depth: int = 1,
+    strides: Sequence[int] = (2, 1, 2, 2),
+    dropout: float = 0.0,
+) -> EncodedClip:
+    """A causal 3D residual network, and the mean over the frames.
+
+    Args:
+        classes: number of classes.
+        width, depth, strides: see :class:`CausalEncoder`.
+        dropout: share of the representation left out in training.
+    """
+    return _averaged("causal3d", classes, dropout, width=width, depth=depth, strides=strides)
+
+
+def _averaged(encoder: EncoderName, classes: int, dropout: float, **options: Any) -> EncodedClip:
+    return clip_network(classes, "mean", encoder=encoder, dropout=dropout, **options)
 
 
 def _chosen(what: str, name: str, table: dict[str, Any]) -> Any:

@@ -60,28 +60,53 @@ def conv_norm(c_in: int, c_out: int, stride: int = 1, kernel: int = 3) -> nn.Seq
     )
 
 
+class Pooling(nn.Module):
+    """Maps (M, C, h, w) to features (M, D).
+
+    Args:
+        channels: C.
+        features: D; with ``pool="mean"`` 0 leaves the mean as it is.
+        pool: ``flatten`` keeps the places (the map goes through one linear layer), ``mean`` forgets them.
+        grid: with ``flatten``, the map is averaged to (or repeated in) so many cells a side first, so that the same
+            weights serve every frame size.
+
+    Attributes:
+        width: D.
+        places: whether the features are the plain mean.
+    """
+
+    def __init__(self, channels: int, features: int, pool: Pool, grid: int) -> None:
+        super().__init__()
+        require("pool", grid=grid)
+        if pool not in ("flatten", "mean") or features < (pool == "flatten"):
+            raise RecipeError(
+                "clip network: expected pool 'flatten' with features >= 1, or 'mean' with features >= 0, "
+                f"got '{pool}' with {features}."
+            )
+        self.grid = grid if pool == "flatten" else 0
+        self.linear = nn.Linear(channels * (self.grid**2 or 1), features) if features else nn.Identity()
+        self.width = features or channels
+        self.places = not features
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Features of maps."""
+        return self.linear(to_grid(maps, self.grid).flatten(1) if self.grid else maps.mean((2, 3)))
+
+
 class SmallEncoder(Encoder):
     """A stack of 3 x 3 convolutions with stride 2, each with batch norm and ReLU, and a pooling.
 
     Args:
         width: channels of the first convolution; each further one has twice as many.
         depth: convolutions.
-        features: D; with ``pool="mean"`` 0 leaves the mean as it is.
-        pool: ``flatten`` keeps the places (the map goes through one linear layer), ``mean`` forgets them.
-        grid: with ``flatten``, the map is averaged to (or repeated in) so many cells a side first, so that the same
-            weights serve every frame size.
+        features, pool, grid: see :class:`Pooling`.
     """
 
     def __init__(
         self, width: int = 12, depth: int = 3, features: int = 64, pool: Pool = "flatten", grid: int = 4
     ) -> None:
         super().__init__()
-        require("small", width=width, depth=depth, grid=grid)
-        if pool not in ("flatten", "mean") or features < (pool == "flatten"):
-            raise RecipeError(
-                "encoder 'small': expected pool 'flatten' with features >= 1, or 'mean' with features >= 0, "
-                f"got '{pool}' with {features}."
-            )
+        require("small", width=width, depth=depth)
         channels = [3, *(width << stage for stage in range(depth))]
         self.stages = nn.Sequential(
             *(
@@ -89,17 +114,13 @@ class SmallEncoder(Encoder):
                 for c_in, c_out in itertools.pairwise(channels)
             )
         )
-        self.grid = grid if pool == "flatten" else 0
-        last = channels[-1]
-        self.linear = nn.Linear(last * (self.grid**2 or 1), features) if features else nn.Identity()
-        self.width = features or last
-        self.places = not features
+        self.pooling = Pooling(channels[-1], features, pool, grid)
+        self.width, self.places = self.pooling.width, self.pooling.places
 
     def forward(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor | None]:
         """Features and maps of frames."""
         maps = self.stages(x)
-        pooled = to_grid(maps, self.grid).flatten(1) if self.grid else maps.mean((2, 3))
-        return self.linear(pooled), maps
+        return self.pooling(maps), maps
 
 
 def to_grid(maps: Tensor, grid: int) -> Tensor:
