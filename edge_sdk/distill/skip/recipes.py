@@ -58,7 +58,10 @@ class SkipSettings(Settings):
         if self.reference == "last_open" and self.update == "residual":
             # A pixel's change is read by its neighbours too, of which some were open: they would add it again.
             raise ValueError("reference 'last_open' needs update 'refresh', got 'residual'")
-        if self.gate == "gumbel" and {"eps", "scale"} & self.model_fields_set:
+        fields = type(self).model_fields
+        if self.gate == "gumbel" and any(
+            getattr(self, key) != fields[key].default for key in ("eps", "scale")
+        ):
             raise ValueError("'eps' and 'scale' are of the norm gates, gate 'gumbel' learns when to open")
         return self
 
