@@ -139,10 +139,11 @@ class BilinearAsMatmul(TorchFunctionMode):
         if mode != "bilinear" or antialias or size is None or x.ndim != 4:
             return None
         out_h, out_w = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        rows = _weights(int(x.shape[-2]), out_h, align_corners, x)
-        columns = _weights(int(x.shape[-1]), out_w, align_corners, x)
-        # The narrow axis first: the product in between stays small.
-        return torch.matmul(rows, torch.matmul(x, columns.T))
+        height, width = int(x.shape[-2]), int(x.shape[-1])
+        # The narrow axis first: the product in between stays small. An axis that keeps its size needs no product.
+        if out_w != width:
+            x = torch.matmul(x, _weights(width, out_w, align_corners, x).T)
+        return x if out_h == height else torch.matmul(_weights(height, out_h, align_corners, x), x)
 
 
 def _weights(size: int, out: int, align_corners: bool | None, like: Tensor) -> Tensor:

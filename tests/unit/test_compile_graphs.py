@@ -58,6 +58,17 @@ def test_other_resizing_is_left_alone(settings_: dict[str, object]) -> None:
     assert torch.equal(found, expected)
 
 
+def test_an_axis_that_keeps_its_size_is_not_multiplied() -> None:
+    x = torch.zeros(1, 1, 4, 4)
+    x[..., 1, 2] = torch.inf  # a product with zeros would make it nan in its whole row or column
+    with BilinearAsMatmul():
+        rows, columns = (F.interpolate(x, size=size, mode="bilinear") for size in ((8, 4), (4, 8)))
+        same = F.interpolate(x, size=(4, 4), mode="bilinear")
+    assert rows[..., [0, 1, 3]].isfinite().all()
+    assert columns[..., [0, 2, 3], :].isfinite().all()
+    assert torch.equal(same, x)
+
+
 def test_lines_and_modules() -> None:
     line = torch.randn(1, 2, 5)
     image = torch.randn(1, 2, 5, 4)
