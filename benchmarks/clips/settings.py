@@ -1,0 +1,262 @@
+"""Every setting of the benchmark of clip classifiers: change them here alone. What is changed is trained anew, the rest
+is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edge_sdk.distill.clips.recipes import ClipLoss, Sampling
+from edge_sdk.video.motions import MOTION_CLASSES
+
+HERE = Path(__file__).parent
+CLASSES = MOTION_CLASSES
+FACTORIES = "edge_sdk.distill.models.clips"
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Generated clips. Trainings of seed s learn from clips of their own; all are tested on the same ones."""
+
+    side: int
+    length: int
+    train: int
+    validation: int
+    test: int
+    noise: float = 10.0
+
+    def uri(self, count: int, seed: int) -> str:
+        size = f"height={self.side}&width={self.side}&frames={self.length}&noise={self.noise:g}"
+        return f"synthetic:motions?clips={count}&seed={seed}&{size}"
+
+    def train_uri(self, seed: int) -> str:
+        return self.uri(self.train, 1_000_000 * seed)
+
+    @property
+    def validation_uri(self) -> str:
+        return self.uri(self.validation, 500_000_000)
+
+    @property
+    def test_uri(self) -> str:
+        return self.uri(self.test, 900_000_000)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long and how fast something learns; a fine-tuning is ``finetune`` steps on the labels alone."""
+
+    steps: int
+    batch: int = 16
+    lr: float = 2e-3
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    finetune: int = 0
+    finetune_lr: float = 0.1
+    colour: float = 0.2
+    shift: float = 0.1
+
+
+@dataclass(frozen=True)
+class Network:
+    """A factory and its arguments; the number of classes, and of frames seen where it asks for it, are filled in."""
+
+    factory: str
+    arguments: Arguments
+    with_samples: bool = False
+
+
+@dataclass(frozen=True)
+class StudentRow:
+    """How a student is distilled."""
+
+    loss: ClipLoss
+    finetuned: bool = False
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Teacher and student of the same kind that see all frames and few."""
+
+    teacher: Network
+    student: Network
+    representation: float
+    prediction: float
+
+    def rows(self) -> dict[str, StudentRow]:
+        """The students by name; the one that claims are about is ``FEWER_CLAIMED``."""
+        rep, pred = self.representation, self.prediction
+        together = ClipLoss(label=1.0, representation=rep, prediction=pred)
+        return {
+            "representation, then labels": StudentRow(
+                ClipLoss(label=0.0, representation=rep), finetuned=True
+            ),
+            "prediction": StudentRow(ClipLoss(label=0.0, prediction=pred)),
+            "representation + labels": StudentRow(ClipLoss(label=1.0, representation=rep)),
+            "prediction + labels": StudentRow(ClipLoss(label=1.0, prediction=pred)),
+            "together": StudentRow(together),
+            "together, parallel": StudentRow(together, parallel=True),
+            "together, then labels": StudentRow(together, finetuned=True),
+        }
+
+
+FEWER_CLAIMED = "together, then labels"
+FEWER_BASELINE = "no teacher"
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """The table of fewer frames."""
+
+    clips: Clips
+    samples: int
+    families: dict[str, Family]
+    teacher: Course
+    student: Course
+    samplings: tuple[Sampling, ...] = ("uniform", "random", "first", "middle", "last", "first_middle_last")
+    sampled_family: str = "hrnn"
+
+
+@dataclass(frozen=True)
+class LowRow:
+    """A student that sees small frames; ``network`` where it is not the teacher's."""
+
+    loss: ClipLoss | None
+    network: Network | None = None
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """The table of smaller frames: every frame of a clip is seen, students' at ``side``."""
+
+    clips: Clips
+    side: int
+    networks: dict[str, Network]
+    further: dict[str, dict[str, LowRow]]
+    teacher: Course
+    student: Course
+    features: float = 100.0
+    train_norm: bool = True
+
+    def rows(self, name: str) -> dict[str, LowRow]:
+        """The students of a network by name; claims are about ``SMALLER_CLAIMED``."""
+        return {
+            SMALLER_BASELINE: LowRow(None),
+            SMALLER_CLAIMED: LowRow(ClipLoss(label=1.0, features=self.features)),
+            **self.further.get(name, {}),
+        }
+
+
+SMALLER_CLAIMED = "feature maps"
+SMALLER_BASELINE = "no teacher"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Both tables.
+
+    Args:
+        seeds: of the rows that claims are about; each has a teacher and clips of its own.
+        further_seeds: of the other rows.
+        timed, repeats: clips and runs that times rest on.
+        streamed: clips in the stream.
+        int8: measure INT8 engines for this CPU beside the students of the first seed.
+        runs: folder of everything that is made.
+        results: folder of RESULTS.md and results.json.
+    """
+
+    fewer: Fewer
+    smaller: Smaller
+    seeds: tuple[int, ...] = (0, 1, 2)
+    further_seeds: tuple[int, ...] = (0,)
+    timed: int = 6
+    repeats: int = 9
+    streamed: int = 120
+    int8: bool = True
+    runs: Path = Path("runs/clips")
+    results: Path = field(default=HERE)
+
+
+def _family(name: str, representation: float, prediction: float, both: Arguments, **students: Any) -> Family:
+    clip = f"{FACTORIES}:clip_network"
+    arguments = {"family": name, **both}
+    return Family(
+        Network(clip, arguments, with_samples=True),
+        Network(clip, {**arguments, **students}, with_samples=True),
+        representation,
+        prediction,
+    )
+
+
+FULL = Benchmark(
+    fewer=Fewer(
+        clips=Clips(side=32, length=60, train=1440, validation=600, test=1200),
+        samples=6,
+        families={
+            "hrnn": _family("hrnn", 0.05, 2.0, {"hidden": 64, "segments": 10}, segments=2),
+            "netvlad": _family("netvlad", 0.05, 2.0, {"order": True, "clusters": 16, "hidden": 128}),
+            "nextvlad": _family("nextvlad", 0.05, 2.0, {"order": True, "clusters": 16, "hidden": 128}),
+        },
+        teacher=Course(steps=1500),
+        student=Course(steps=2000, finetune=300),
+    ),
+    smaller=Smaller(
+        clips=Clips(side=64, length=8, train=1440, validation=600, test=1200),
+        side=32,
+        networks={
+            # A mean over frames forgets their order, and with it what these classes are about: so each frame's feature
+            # says where things are (flatten), and stands beside its difference to those before (order).
+            "2D, consensus": Network(
+                f"{FACTORIES}:clip_network",
+                {
+                    "family": "mean",
+                    "encoder": "residual",
+                    "width": 16,
+                    "pool": "flatten",
+                    "features": 64,
+                    "order": True,
+                },
+                with_samples=True,
+            ),
+            "temporal shift": Network(f"{FACTORIES}:tsm_network", {"width": 16}),
+            "3D, causal": Network(f"{FACTORIES}:causal3d_network", {"width": 16}),
+        },
+        further={
+            "temporal shift": {
+                "half the width, no teacher": LowRow(None, Network(f"{FACTORIES}:tsm_network", {"width": 8})),
+                "half the width, logits at each place": LowRow(
+                    ClipLoss(label=1.0, places=200.0, temperature=2.0),
+                    Network(f"{FACTORIES}:tsm_network", {"width": 8}),
+                ),
+            },
+        },
+        teacher=Course(steps=1500),
+        student=Course(steps=1500),
+    ),
+)
+
+# Minutes become seconds and figures mean nothing: whether the whole way can be gone.
+_FEW = Course(steps=3, batch=2, finetune=2)
+TRIAL = replace(
+    FULL,
+    fewer=replace(
+        FULL.fewer, clips=Clips(16, 12, train=12, validation=12, test=12), samples=4, teacher=_FEW, student=_FEW,
+        families={
+            name: replace(
+                family,
+                teacher=replace(
+                    family.teacher,
+                    arguments=family.teacher.arguments | ({"segments": 4} if name == "hrnn" else {}),
+                ),
+            )
+            for name, family in FULL.fewer.families.items()
+        },
+    ),
+    smaller=replace(
+        FULL.smaller, clips=Clips(32, 4, train=12, validation=12, test=12), side=16, teacher=_FEW, student=_FEW
+    ),
+    seeds=(0,), timed=2, repeats=2, streamed=4, runs=Path("runs/clips_trial"), results=Path("runs/clips_trial"),
+)  # fmt: skip
