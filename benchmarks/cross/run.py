@@ -29,6 +29,8 @@ from edge_sdk.settings import load_recipe
 
 HERE = Path(__file__).parent
 RUNS, GIVEN = Path("runs/cross"), Path("runs/camvid_int8")
+# The weights of the distilled network by itself.
+ALONE = RUNS / "alone/model.pt"
 FRAME_HW = (360, 480)
 DECODE_STRIDE = 2
 INTERVALS = (5, 10)
@@ -52,19 +54,19 @@ Claim = tuple[str, str, bool]
 
 def train(progress: RichProgress) -> None:
     """The three trainings, each from its recipe beside this file."""
-    for name in ("student", "alone"):
-        distill_cross(load_recipe(HERE / f"{name}.yaml", CrossRecipe), progress=progress)
+    distill_cross(load_recipe(HERE / "alone.yaml", CrossRecipe), progress=progress)
+    pair, _, _ = load_cross(RUNS / "alone/student.pt")
+    save_checkpoint(ALONE, {"state_dict": pair.student.network.state_dict()})
+    distill_cross(load_recipe(HERE / "student.yaml", CrossRecipe), progress=progress)
     train_teacher(load_recipe(HERE / "undistilled.yaml", TrainRecipe), progress=progress)
 
 
 def alone(progress: RichProgress) -> Bundle:
     """The distilled half-resolution network by itself, as a bundle that runs it on every frame."""
     pair, recipe, _ = load_cross(RUNS / "alone/student.pt")
-    weights = RUNS / "alone/model.pt"
-    save_checkpoint(weights, {"state_dict": pair.student.network.state_dict()})
     preprocess = recipe.preprocess.model_copy(update={"size_hw": pair.student.size_of(FRAME_HW)})
     module = ModuleSettings(
-        factory=recipe.teacher.factory, arguments=recipe.teacher.arguments, checkpoint=weights
+        factory=recipe.teacher.factory, arguments=recipe.teacher.arguments, checkpoint=ALONE
     )
     made = ExportRecipe(
         out=RUNS / "alone_bundle", module=module, task=recipe.task, preprocess=preprocess, frame_hw=FRAME_HW,
