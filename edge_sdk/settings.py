@@ -77,6 +77,23 @@ class Result(Settings):
         return cls.from_json(text, str(file))
 
 
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML recipe as they are written, unchecked.
+
+    Raises:
+        MissingFileError: no recipe there.
+        FileFormatError: not YAML, or not a mapping.
+    """
+    file = require_file(path, "recipe")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"recipe {file}: not readable as YAML: {_one_line(error)}.") from error
+    if not isinstance(data, dict):
+        raise FileFormatError(f"recipe {file}: expected keys and values, got {type(data).__name__}.")
+    return data
+
+
 def load_recipe(path: str | Path, kind: type[S], **overrides: Any) -> S:
     """Read a YAML recipe as settings of type ``kind``.
 
@@ -92,15 +109,9 @@ def load_recipe(path: str | Path, kind: type[S], **overrides: Any) -> S:
         FileFormatError: not YAML, or not a mapping.
         RecipeError: an unknown key or a bad value; each is named with what was expected and what came.
     """
-    file = require_file(path, "recipe")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"recipe {file}: not readable as YAML: {_one_line(error)}.") from error
-    if not isinstance(data, dict):
-        raise FileFormatError(f"recipe {file}: expected keys and values, got {type(data).__name__}.")
+    data = read_recipe(path)
     data.update({key: value for key, value in overrides.items() if value is not None})
-    return parse_settings(data, kind, f"recipe {file}")
+    return parse_settings(data, kind, f"recipe {Path(path)}")
 
 
 def parse_settings(data: Any, kind: type[S], where: str) -> S:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +12,7 @@ from edge_sdk.cli.options import Device
 from edge_sdk.errors import RecipeError
 from edge_sdk.files import require_file
 from edge_sdk.optional import require
-from edge_sdk.settings import Settings, load_recipe, parse_settings
+from edge_sdk.settings import Settings, load_recipe, parse_settings, read_recipe
 
 S = TypeVar("S", bound=Settings)
 
@@ -27,6 +30,60 @@ def need(verb: str, *packages: str, recipe: Path | None = None) -> None:
         require(package, f"edge-sdk {verb}")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One thing that a verb does, by the ``kind`` of its recipe; both as ``module:name``, loaded when it is asked for.
+
+    Args:
+        recipe: the settings model.
+        stage: the function that takes the settings, ``progress`` and ``resume``, and returns a report.
+    """
+
+    recipe: str
+    stage: str
+
+    def load(self) -> tuple[type[Settings], Callable[..., Any]]:
+        """Settings model and function."""
+        recipe, stage = (
+            getattr(importlib.import_module(module), name)
+            for module, _, name in (text.partition(":") for text in (self.recipe, self.stage))
+        )
+        return recipe, stage
+
+
+# By verb; the first is what a recipe without a kind is for.
+TRAININGS: dict[str, dict[str, Kind]] = {
+    "train": {
+        "frames": Kind("edge_sdk.distill:TrainRecipe", "edge_sdk.distill:train_teacher"),
+        "clips": Kind("edge_sdk.distill:ClipTrainRecipe", "edge_sdk.distill:train_clips"),
+    },
+    "distill": {
+        "delta": Kind("edge_sdk.distill:DistillRecipe", "edge_sdk.distill:distill"),
+        "clips": Kind("edge_sdk.distill:ClipDistillRecipe", "edge_sdk.distill:distill_clips"),
+        "cross": Kind("edge_sdk.distill.cross_recipe:CrossRecipe", "edge_sdk.distill.cross:distill_cross"),
+        "skip": Kind("edge_sdk.distill.skip:SkipRecipe", "edge_sdk.distill.skip.train:train_skip"),
+    },
+}
+
+
+def kind_of(verb: str, path: Path) -> Kind:
+    """What a recipe of ``verb`` (a key of ``TRAININGS``) is for.
+
+    Raises:
+        MissingFileError, FileFormatError: the recipe cannot be read.
+        RecipeError: the verb does nothing of that kind.
+    """
+    kinds = TRAININGS[verb]
+    kind = read_recipe(path).get("kind", next(iter(kinds)))
+    if isinstance(kind, str) and kind in kinds:
+        return kinds[kind]
+    others = [other for other, theirs in TRAININGS.items() if kind in theirs] if isinstance(kind, str) else []
+    raise RecipeError(
+        f"recipe {path}: 'kind': edge-sdk {verb} knows {', '.join(kinds)}, got {kind!r}.",
+        hint=f"Run: edge-sdk {others[0]} {path}" if others else f"Without a kind it is {next(iter(kinds))}.",
+    )
+
+
 def read_training(path: Path, kind: type[S], *, out: Path | None, device: Device | None) -> S:
     """The recipe of a training stage with ``--out`` and ``--device`` in place of its own values.
 
@@ -38,8 +95,37 @@ def read_training(path: Path, kind: type[S], *, out: Path | None, device: Device
     if device is None:
         return settings
     changed = settings.model_dump(mode="json")
+    if changed.get("loop") is None:
+        raise RecipeError(
+            f"--device: recipe {path} has no 'loop': nothing in it is trained.", hint="Leave it out."
+        )
     changed["loop"]["accelerator"] = device.value
     return parse_settings(changed, kind, f"recipe {path} with --device {device.value}")
+
+
+def run_training(
+    verb: str,
+    title: str,
+    recipe: Path,
+    *,
+    out: Path | None,
+    device: Device | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """A verb that trains, from its recipe to what it prints."""
+    from edge_sdk.cli.output import emit_json, figures_table, show
+    from edge_sdk.cli.progress import RichProgress
+
+    need(verb, "torch", "lightning_fabric", recipe=recipe)
+    model, work = kind_of(verb, recipe).load()
+    settings = read_training(recipe, model, out=out, device=device)
+    with RichProgress() as progress:
+        report = work(settings, progress=progress, resume=resume)
+    if as_json:
+        emit_json(report)
+    else:
+        show(figures_table(title, report.figures), f"checkpoint: {report.checkpoint}")
 
 
 def read_options(

@@ -13,7 +13,7 @@ from edge_sdk.distill.candidates import Gate
 from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
 from edge_sdk.distill.delta import DeltaConv2d, DeltaNet
 from edge_sdk.distill.frames import FrameSet, FrameToInput
-from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
+from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import (
     fill_module,
@@ -211,7 +211,8 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     )  # fmt: skip
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
-        identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
+        # Checkpoints from before there were kinds go on too.
+        identity=recipe.model_dump(mode="json", exclude={**FREE, "kind": True}),
         validate=(lambda: _table(objective, recipe, held_out)) if held_out else None, progress=progress,
         resume=resume,
     )  # fmt: skip

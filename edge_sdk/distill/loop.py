@@ -25,6 +25,8 @@ from edge_sdk.files import require_writable
 from edge_sdk.progress import Progress, Silent
 
 Batch = dict[str, Tensor]
+# Keys of a recipe that may change between a run and the one that goes on from it.
+FREE: dict[str, Any] = {"out": True, "loop": {"workers", "checkpoint_every"}}
 
 
 class Objective(nn.Module):

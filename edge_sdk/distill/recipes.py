@@ -142,6 +142,7 @@ class TrainRecipe(Settings):
         teacher: where the task loss asks for it, the network to learn from.
     """
 
+    kind: Literal["frames"] = "frames"
     out: Path
     module: ModuleSettings
     task: TaskSpec
@@ -302,6 +303,7 @@ class DistillRecipe(Settings):
             trains in float alone.
     """
 
+    kind: Literal["delta"] = "delta"
     out: Path
     teacher: ModuleSettings
     task: TaskSpec

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sdk.distill.frames import FrameSet, FrameToInput, View
-from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
+from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import (
     fill_module,
@@ -150,7 +150,8 @@ def train_teacher(
 
     figures = fit(
         objective, lambda rng: _draw(rng, frames, recipe), loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out,
-        identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
+        # Checkpoints from before there were kinds go on too.
+        identity=recipe.model_dump(mode="json", exclude={**FREE, "kind": True}),
         stage="train", progress=progress, resume=resume,
         validate=(lambda: {"miou": frame_miou(network, to_input, held_out, task)}) if held_out else None,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import yaml
 
 from edge_sdk.bench.tune import TuneRecipe
 from edge_sdk.build.recipe import BuildRecipe
+from edge_sdk.cli.stage import TRAININGS
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.settings import Settings, load_recipe
 from edge_sdk.video.clips import CalibrationClipsRecipe
@@ -31,6 +32,10 @@ def kind_of(data: dict[str, Any]) -> type[Settings]:
     from edge_sdk.compile import CalibrateRecipe, ExportRecipe
     from edge_sdk.distill import DistillRecipe, TrainRecipe
 
+    # Trainings say their kind; those without one are told by their keys, as all other stages are.
+    training = "distill" if "teacher" in data else "train"
+    if data.get("kind") in TRAININGS[training]:
+        return TRAININGS[training][data["kind"]].load()[0]
     kinds: tuple[tuple[str, type[Settings]], ...] = (
         ("frame_hw", ExportRecipe),
         ("draw", CalibrateRecipe),

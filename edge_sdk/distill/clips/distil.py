@@ -16,8 +16,8 @@ from edge_sdk.distill.clips.objective import (
     clip_figures,
 )
 from edge_sdk.distill.clips.recipes import ClipDistillRecipe
-from edge_sdk.distill.clips.train import FREE, ClipReport, begin, read_data
-from edge_sdk.distill.loop import fit, is_writer
+from edge_sdk.distill.clips.train import ClipReport, begin, read_data
+from edge_sdk.distill.loop import FREE, fit, is_writer
 from edge_sdk.progress import Progress
 from edge_sdk.revision import commit_of_sources
 

@@ -17,13 +17,10 @@ from edge_sdk.distill.clips.data import read_clips
 from edge_sdk.distill.clips.network import ClipNetwork
 from edge_sdk.distill.clips.objective import Clips, ClipSampler, LabelObjective, clip_figures
 from edge_sdk.distill.clips.recipes import ClipData, ClipModel, ClipTrainRecipe
-from edge_sdk.distill.loop import fit, is_writer
+from edge_sdk.distill.loop import FREE, fit, is_writer
 from edge_sdk.progress import Progress
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.tasks.base import TaskSpec
-
-# What may change between a run and the one that goes on from it.
-FREE: dict[str, Any] = {"out": True, "loop": {"workers", "checkpoint_every"}}
 
 
 @dataclass(frozen=True)
