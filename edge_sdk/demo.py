@@ -58,7 +58,7 @@ class DemoResult:
         return [self.evaluation.table(), *(f"{name}: {path}" for name, path in paths), further]
 
 
-class _Named:
+class Named:
     """Shows a stage under the demo's own name for it."""
 
     def __init__(self, progress: Progress, name: str) -> None:
@@ -86,7 +86,7 @@ def run_demo(out: Path, progress: Progress, *, seed: int = 0) -> DemoResult:
     test_clip = _scene(seed, 120)
     recipes = _training(out, clips, seed)
     for name, recipe in recipes:
-        stage = _Named(progress, name)
+        stage = Named(progress, name)
         if isinstance(recipe, TrainRecipe):
             train_teacher(recipe, progress=stage)
         else:

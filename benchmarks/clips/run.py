@@ -1,6 +1,6 @@
 """The benchmark of clip classifiers: train, distil, export, run; writes RESULTS.md and results.json beside this file.
 
-    python benchmarks/clips/run.py [--jobs 2] [--only-measure] [--trial]
+    python benchmarks/clips/run.py [--jobs 2] [--only-measure] [--trial] [--list]
 
 Run it from the repository's root; everything goes to runs/clips. Trainings run as processes of their own with one
 thread each, ``--jobs`` at once. One that is done is not done again, and one that was stopped goes on from its last
@@ -119,7 +119,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="trainings at once; 0: one by one in this process"
+    )
     parser.add_argument("--only", metavar="NAME", help="run this training and nothing else")
     parser.add_argument("--list", action="store_true", help="name the trainings, done or not")
     parser.add_argument("--only-measure", action="store_true", help="use the networks that are there")
@@ -134,8 +136,12 @@ def main() -> int:
     if arguments.only:
         train(every[arguments.only])
         return 0
-    if not arguments.only_measure:
-        train_all(every, max(1, arguments.jobs), arguments.trial)
+    if not arguments.only_measure and arguments.jobs > 0:
+        train_all(every, arguments.jobs, arguments.trial)
+    elif not arguments.only_measure:
+        for training in every.values():
+            if not training.note.is_file():
+                train(training)
     proofs = write_results(plan, every)
     sys.stdout.write(
         "".join(f"{'ok' if holds else 'MISSED'}: {claim}: {value}\n" for claim, value, holds in proofs)

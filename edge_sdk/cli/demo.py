@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+class Part(str, Enum):
+    """What the demo shows."""
+
+    all = "all"
+    masks = "masks"
+    clips = "clips"
+
+
 def demo(
+    part: Annotated[
+        Part, typer.Argument(help="masks: a delta student; clips: a student that sees few frames; or all.")
+    ] = Part.all,
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
         "runs/demo"
     ),
@@ -31,7 +43,12 @@ def demo(
         "matplotlib",
     )
     from edge_sdk.demo import run_demo
+    from edge_sdk.demo_clips import run_clip_demo
 
+    shown = []
     with RichProgress() as progress:
-        result = run_demo(out, progress, seed=seed)
-    show(*result.renderables())
+        if part is not Part.clips:
+            shown += run_demo(out, progress, seed=seed).renderables()
+        if part is not Part.masks:
+            shown += run_clip_demo(out / "clips", progress, seed=seed).renderables()
+    show(*shown)

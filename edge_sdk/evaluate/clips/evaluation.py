@@ -129,10 +129,6 @@ class ClipEvaluation(Result):
             f"spread by more than 10 % of their median (at most {most:.0%}).",
         )
 
-    def to_json(self) -> str:
-        """Everything, as indented JSON."""
-        return self.model_dump_json(indent=1) + "\n"
-
     def table(self) -> Table:
         """The rows as a rich table, for a terminal."""
         from edge_sdk.evaluate.clips.table import rich_table
