@@ -1,7 +1,8 @@
 """``edge-sdk calibrate``: run the float32 pair over a user's clips and record what each step graph receives.
 
 The pair runs in the real runner, a keyframe at the beginning of each clip and delta steps after it, so that the state
-is that of use, at every distance from the keyframe that the clips are long. Needs numpy, ONNX Runtime and OpenCV.
+is that of use, at every distance from the keyframe that the clips are long. A pair that sees a few frames of each clip
+sees those alone, by its own schedule. Needs numpy, ONNX Runtime and OpenCV.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from edge_sdk.progress import Progress
 from edge_sdk.recording import Content, RecordingBackend, graph_hashes
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.runtime.engine import backend_named
+from edge_sdk.runtime.result import StepKind
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule, ScheduleSettings
+from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule, SampleSchedule, ScheduleSettings
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.video.clips import CalibrationClips, CalibrationClipsRecipe, draw_clips, read_clip
 
@@ -51,16 +53,25 @@ class DrawSettings(Settings):
     """Clips that are drawn for one set and not kept.
 
     Args:
-        sources: URIs of recorded sources, see :func:`edge_sdk.video.open_source`.
+        sources: URIs of recorded sources, see :func:`edge_sdk.video.open_source`. Give them or ``labelled``.
+        labelled: URIs of lists of labelled clips, see :func:`edge_sdk.video.labelled.open_clips`.
         clips: how many in all.
-        frames: consecutive frames a clip; None for the keyframe interval of the bundle's schedule.
+        frames: frames a clip, consecutive, or spread evenly over a labelled clip; None for the keyframe interval of
+            the bundle's schedule, or the length of the clips that it classifies.
         seed: of the places that clips begin at.
     """
 
-    sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    sources: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    labelled: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     clips: int = Field(default=32, ge=2)
     frames: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DrawSettings:
+        if bool(self.sources) == bool(self.labelled):
+            raise ValueError("expected either 'sources' or 'labelled', not both and not neither")
+        return self
 
 
 class CalibrateRecipe(Settings):
@@ -185,10 +196,20 @@ class _ClipRecorder:
 
 
 def _schedule(bundle: Bundle) -> ScheduleSettings:
-    """A keyframe at the first frame of each clip, where the runner is reset, and no other."""
+    """A keyframe at the first frame of each clip, where the runner is reset, and no other; or the frames that are seen
+    of a clip by the bundle's own schedule."""
+    if isinstance(bundle.manifest.schedule, SampleSchedule):
+        return bundle.manifest.schedule
     if bundle.manifest.steps.delta is None:
         return AlwaysSchedule()
     return ExternalSchedule()
+
+
+def _seen(schedule: ScheduleSettings, frames: int) -> tuple[int, int]:
+    """How many keyframe and delta steps a clip of so many frames takes."""
+    running, blank = schedule.start(), np.zeros((1, 1, 3), np.uint8)
+    kinds = [running.decide(blank, index or None) for index in range(frames)]
+    return kinds.count(StepKind.KEYFRAME), kinds.count(StepKind.DELTA)
 
 
 @contextmanager
@@ -215,12 +236,23 @@ def _clips_of(
 
 
 def interval_of(bundle: Bundle) -> int:
-    """Frames from keyframe to keyframe at most in a bundle's own schedule; 10 where it names none; at least 2."""
+    """Frames from keyframe to keyframe at most in a bundle's own schedule; 10 where it names none; at least 2.
+
+    Of a schedule that sees a few frames of each clip, the frames of a clip, seen or not.
+    """
     schedule = bundle.manifest.schedule
+    if isinstance(schedule, SampleSchedule):
+        return max(schedule.length, 2)
     found = (
         getattr(schedule, "interval", None) or getattr(schedule, "max_interval", None) or _DEFAULT_INTERVAL
     )
     return max(int(found), 2)
+
+
+def _period(bundle: Bundle) -> int:
+    """Steps from keyframe to keyframe at most in a bundle's own schedule."""
+    schedule = bundle.manifest.schedule
+    return schedule.samples if isinstance(schedule, SampleSchedule) else interval_of(bundle)
 
 
 def _check_clips(folder: Path, clips: CalibrationClips, bundle: Bundle, progress: Progress | None) -> None:
@@ -274,13 +306,13 @@ def clip_bytes(bundle: Bundle, frames: int) -> int:
     if manifest.steps.delta is None:
         return frames * (manifest.frame.size_bytes + OVERHEAD_BYTES)
     outputs = {spec.name for spec in manifest.steps.delta.outputs}
-    deltas = frames - 1
+    keyframes, deltas = _seen(_schedule(bundle), frames)
     state = sum(
         (spec.size_bytes + OVERHEAD_BYTES)
-        * (deltas if state_output(spec.name) in outputs else min(deltas, 1))
+        * (deltas if state_output(spec.name) in outputs else min(deltas, keyframes))
         for spec in manifest.state
     )
-    return frames * (manifest.frame.size_bytes + OVERHEAD_BYTES) + state
+    return (keyframes + deltas) * (manifest.frame.size_bytes + OVERHEAD_BYTES) + state
 
 
 def _header(bundle: Bundle, clips: CalibrationClips, passes: list[PassRecord]) -> CalibrationHeader:
@@ -291,7 +323,7 @@ def _header(bundle: Bundle, clips: CalibrationClips, passes: list[PassRecord]) -
         inputs={step: spec.inputs for step, spec in bundle.manifest.steps.items()},
         clips_sha256=clips.sha256,
         clips=clips.clips,
-        interval=interval_of(bundle),
+        interval=_period(bundle),
         counts=counts_of(passes),
         passes=tuple(passes),
         runtime=f"{BACKEND} {ort.__version__}",

@@ -37,7 +37,7 @@ class PassRecord(Settings):
     Args:
         step: which step.
         clip: index of the clip.
-        distance: frames since the keyframe; 0 for a keyframe step.
+        distance: steps since the keyframe; 0 for a keyframe step.
         inputs: file in the set by graph input.
     """
 
@@ -57,7 +57,7 @@ class CalibrationHeader(Settings):
         inputs: the graph inputs of each step.
         clips_sha256: identity of the calibration clips, see :class:`edge_sdk.video.clips.CalibrationClips`.
         clips: source, frame indices and hash of every frame, by clip.
-        interval: frames from keyframe to keyframe at most in the bundle's own schedule.
+        interval: steps from keyframe to keyframe at most in the bundle's own schedule.
         counts: passes of each step at distance 0, 1, 2, ... from the keyframe.
         passes: every pass, in the order in which they ran.
         runtime: what ran the pair, such as ``"onnxruntime 1.31.1"``.
@@ -89,7 +89,7 @@ class Pass:
     Args:
         step: which step.
         clip: index of the clip.
-        distance: frames since the keyframe; 0 for a keyframe step.
+        distance: steps since the keyframe, which are frames where none is skipped; 0 for a keyframe step.
         inputs: read-only arrays by graph input, in the shape and dtype that the graph takes.
     """
 

@@ -3,14 +3,15 @@
     OUT/clips.json           what was drawn from where, with the hash of every frame and of the whole set
     OUT/clip_000/000000.png  the first frame of the first clip, and so on
 
-A clip is as long as a keyframe period, so that running the pair over it meets every distance from the keyframe.
+A clip is as long as a keyframe period, so that running the pair over it meets every distance from the keyframe. Of
+labelled clips, for a network that classifies them, each gives one: its frames spread evenly, as in training.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -34,6 +35,7 @@ from edge_sdk.files import atomic_folder, require_file, sha256_of
 from edge_sdk.progress import Progress
 from edge_sdk.settings import Settings, parse_settings
 from edge_sdk.video.base import VideoSource
+from edge_sdk.video.labelled import open_clips
 from edge_sdk.video.native import opencv, require_image
 from edge_sdk.video.source import open_source
 
@@ -48,16 +50,20 @@ class CalibrationClipsRecipe(Settings):
     Args:
         out: folder to make; it must not exist or be empty.
         sources: URIs of recorded sources, see :func:`edge_sdk.video.open_source`; each gives the same number of clips,
-            or one more.
+            or one more. Give them or ``labelled``.
+        labelled: URIs of lists of labelled clips, see :func:`edge_sdk.video.labelled.open_clips`; ``clips`` of them are
+            taken, evenly chosen in the order of the lists, so that all classes occur.
         clips: how many in all, at least 2 and at least one a source.
-        frames: consecutive frames a clip; the keyframe interval K, so that every distance from the keyframe occurs.
+        frames: frames a clip; of ``sources`` consecutive ones, the keyframe interval K, so that every distance from the
+            keyframe occurs; of ``labelled`` clips spread evenly over each.
         size_hw: height and width that frames are brought to, by a central cut to that shape and then resizing; None
             keeps them, and all sources must then have one size.
         seed: of the places that clips begin at.
     """
 
     out: Path
-    sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    sources: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    labelled: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     clips: int = Field(default=32, ge=2)
     frames: int = Field(default=10, ge=2)
     size_hw: tuple[Positive, Positive] | None = None
@@ -65,6 +71,8 @@ class CalibrationClipsRecipe(Settings):
 
     @model_validator(mode="after")
     def _every_source_gives_some(self) -> CalibrationClipsRecipe:
+        if bool(self.sources) == bool(self.labelled):
+            raise ValueError("expected either 'sources' or 'labelled', not both and not neither")
         if len(set(self.sources)) != len(self.sources):
             raise ValueError("expected each source once in 'sources'")
         if self.clips < len(self.sources):
@@ -80,7 +88,7 @@ class ClipFrame(Settings):
 
 
 class ClipRecord(Settings):
-    """One clip: its folder, and the consecutive frames of a source that it holds."""
+    """One clip: its folder, and the frames of a source that it holds."""
 
     folder: str
     source: str
@@ -144,10 +152,10 @@ class CalibrationClips(Settings):
 
 @dataclass(frozen=True)
 class _Plan:
-    """The first frame of each clip of one source, ascending."""
+    """The frames of each clip of one source: ascending, and none in two clips."""
 
     source: str
-    starts: tuple[int, ...]
+    clips: tuple[tuple[int, ...], ...]
 
 
 def set_hash(clips: Sequence[ClipRecord]) -> str:
@@ -160,11 +168,11 @@ def draw_clips(recipe: CalibrationClipsRecipe, *, progress: Progress | None = No
     """Draw the clips of a recipe; the folder appears when it is whole.
 
     Within a source the clips are spread evenly: it is cut into as many equal parts as it gives clips, and one clip
-    lies at a random place in each, so that no frame is drawn twice.
+    lies at a random place in each, so that no frame is drawn twice. Labelled clips are taken as they are.
 
     Raises:
         OutputError: the folder holds something, or cannot be written.
-        RecipeError: a source is live, endless or shorter than its clips.
+        RecipeError: a source is live, endless or shorter than its clips, or the lists hold fewer clips.
         ShapeError: frames of different sizes and no ``size_hw``.
         VideoError: a source cannot be decoded or ends early.
     """
@@ -173,15 +181,15 @@ def draw_clips(recipe: CalibrationClipsRecipe, *, progress: Progress | None = No
             f"'out': expected a new or empty folder, {recipe.out} holds something.",
             hint="Name another folder, or remove this one.",
         )
-    plans = _plan(recipe)
-    size_hw = recipe.size_hw or _common_size(recipe.sources)
+    plans = _plan_labelled(recipe) if recipe.labelled else _plan(recipe)
+    size_hw = recipe.size_hw or _common_size([plan.source for plan in plans])
     records: list[ClipRecord] = []
     with atomic_folder(recipe.out) as folder:
         for plan in plans:
-            with closing(_clips_of(plan, recipe.frames)) as clips:
-                for first, images in clips:
+            with closing(_clips_of(plan)) as clips:
+                for indices, images in clips:
                     name = f"clip_{len(records):03d}"
-                    frames = _write(folder / name, first, [_fitted(image, size_hw) for image in images])
+                    frames = _write(folder / name, indices, [_fitted(image, size_hw) for image in images])
                     records.append(ClipRecord(folder=name, source=plan.source, frames=frames))
                     if progress is not None:
                         progress.update("draw clips", len(records), recipe.clips)
@@ -231,7 +239,30 @@ def _plan(recipe: CalibrationClipsRecipe) -> list[_Plan]:
         edges = [length * part // count for part in range(count + 1)]
         latest = [stop - recipe.frames for stop in edges[1:]]
         starts = [int(generator.integers(a, b + 1)) for a, b in zip(edges[:-1], latest, strict=True)]
-        plans.append(_Plan(uri, tuple(starts)))
+        plans.append(_Plan(uri, tuple(tuple(range(s, s + recipe.frames)) for s in starts)))
+    return plans
+
+
+def _plan_labelled(recipe: CalibrationClipsRecipe) -> list[_Plan]:
+    """One clip of each of the labelled clips that are taken."""
+    there = [clip for uri in recipe.labelled for clip in open_clips(uri)]
+    if len(there) < recipe.clips:
+        raise RecipeError(
+            f"'labelled': the lists hold {len(there)} clips, 'clips' asks for {recipe.clips}.",
+            hint=f"Lower 'clips' to at most {len(there)}.",
+        )
+    plans = []
+    for index in range(recipe.clips):
+        clip = there[index * len(there) // recipe.clips]
+        with clip.open() as source:
+            length = _length(source)
+        if length < recipe.frames:
+            raise RecipeError(
+                f"'labelled': clip {clip.name} has {length} frames, 'frames' asks for {recipe.frames}.",
+                hint="Lower 'frames', or leave the clip out.",
+            )
+        places = tuple(place * length // recipe.frames for place in range(recipe.frames))
+        plans.append(_Plan(clip.uri, (places,)))
     return plans
 
 
@@ -251,7 +282,7 @@ def _length(source: VideoSource) -> int:
     )
 
 
-def _common_size(sources: Sequence[str]) -> tuple[int, int]:
+def _common_size(sources: Iterable[str]) -> tuple[int, int]:
     sizes: dict[tuple[int, int], str] = {}
     for uri in sources:
         with open_source(uri) as source:
@@ -265,21 +296,21 @@ def _common_size(sources: Sequence[str]) -> tuple[int, int]:
     return next(iter(sizes))
 
 
-def _clips_of(plan: _Plan, length: int) -> Generator[tuple[int, list[np.ndarray]], None, None]:
-    """Each clip's first index and its frames, in one pass over the source."""
-    starts = list(plan.starts)
+def _clips_of(plan: _Plan) -> Generator[tuple[tuple[int, ...], list[np.ndarray]], None, None]:
+    """Each clip's indices in the source and its frames, in one pass over the source."""
+    clips = list(plan.clips)
     images: list[np.ndarray] = []
-    with open_source(plan.source, limit=starts[-1] + length) as source:
+    with open_source(plan.source, limit=clips[-1][-1] + 1) as source:
         for index, frame in enumerate(source):
-            if index >= starts[0]:
+            if index == clips[0][len(images)]:
                 images.append(frame.image)
-            if len(images) == length:
-                yield starts.pop(0), images
+            if len(images) == len(clips[0]):
+                yield clips.pop(0), images
                 images = []
-                if not starts:
+                if not clips:
                     return
     raise VideoError(
-        f"{plan.source}: it ended before frame {starts[0] + length - 1}, which was to be drawn.",
+        f"{plan.source}: it ended before frame {clips[0][-1]}, which was to be drawn.",
         hint="Re-encode the video, or say how many announced frames it lacks with ?missing=N.",
     )
 
@@ -298,15 +329,15 @@ def _fitted(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(cut, (size_hw[1], size_hw[0]), interpolation=how)
 
 
-def _write(folder: Path, first: int, images: Sequence[np.ndarray]) -> tuple[ClipFrame, ...]:
+def _write(folder: Path, indices: Sequence[int], images: Sequence[np.ndarray]) -> tuple[ClipFrame, ...]:
     cv2: Any = opencv("writing images")
     folder.mkdir()
     frames = []
-    for number, image in enumerate(images):
+    for number, (index, image) in enumerate(zip(indices, images, strict=True)):
         good, data = cv2.imencode(".png", image)
         if not good:
             raise VideoError(f"{folder.name}: frame {number} cannot be encoded as PNG.")
         content = data.tobytes()
         (folder / f"{number:06d}.png").write_bytes(content)
-        frames.append(ClipFrame(index=first + number, sha256=hashlib.sha256(content).hexdigest()))
+        frames.append(ClipFrame(index=index, sha256=hashlib.sha256(content).hexdigest()))
     return tuple(frames)

@@ -27,7 +27,16 @@ from edge_sdk.errors import (
 )
 from edge_sdk.settings import parse_settings
 from edge_sdk.video import open_source
-from edge_sdk.video.clips import CalibrationClips, CalibrationClipsRecipe, _fitted, _plan, draw_clips
+from edge_sdk.video.clips import (
+    CalibrationClips,
+    CalibrationClipsRecipe,
+    _fitted,
+    _plan,
+    draw_clips,
+    read_clip,
+)
+from edge_sdk.video.labelled import open_clips
+from edge_sdk.video.uri import parse_source_uri
 from tests.videos import FRAMES, install_fake, picture, write_image, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -108,14 +117,15 @@ def test_clips_are_spread_evenly_and_never_overlap(
         needed = -(-clips // len(sources)) * frames
         assert min(lengths) < needed
         return
-    counts = [len(plan.starts) for plan in plans]
+    counts = [len(plan.clips) for plan in plans]
     assert sum(counts) == clips
     assert max(counts) - min(counts) <= 1
     for plan, length in zip(plans, lengths, strict=True):
-        for part, start in enumerate(plan.starts):
+        for part, places in enumerate(plan.clips):
+            assert places == tuple(range(places[0], places[0] + frames))
             # Each clip lies inside its own part of the source.
-            assert length * part // len(plan.starts) <= start
-            assert start + frames <= length * (part + 1) // len(plan.starts)
+            assert length * part // len(plan.clips) <= places[0]
+            assert places[-1] < length * (part + 1) // len(plan.clips)
 
 
 def test_a_video_file_and_a_folder_are_drawn_from(tmp_path: Path) -> None:
@@ -139,6 +149,36 @@ def test_frames_are_brought_to_the_size_asked_for(tmp_path: Path) -> None:
     assert (found.size_hw, shapes) == ((16, 16), {(16, 16, 3)})
 
 
+MOTIONS = "synthetic:motions?clips=6&height=32&width=32"
+
+
+def test_labelled_clips_are_taken_evenly_and_their_frames_spread_over_each(tmp_path: Path) -> None:
+    found = draw_clips(
+        recipe(tmp_path / "set", labelled=[f"{MOTIONS}&frames=10", f"{MOTIONS}&frames=7&seed=6"], frames=3)
+    )
+    seeds = [parse_source_uri(clip.source).query["seed"] for clip in found.clips]
+    assert seeds == ["0", "3", "6", "9"]
+    places = [[frame.index for frame in clip.frames] for clip in found.clips]
+    assert places == [[0, 3, 6]] * 2 + [[0, 2, 4]] * 2
+    with open_clips(f"{MOTIONS}&frames=10")[3].open() as source:
+        expected = [frame.image.copy() for frame in source if frame.seq in places[1]]
+    for image, wanted in zip(read_clip(tmp_path / "set", found.clips[1]), expected, strict=True):
+        assert np.array_equal(image, wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"clips": 7}, "the lists hold 6 clips, 'clips' asks for 7"),
+        ({"frames": 11}, "clip left/0 has 10 frames, 'frames' asks for 11"),
+    ],
+)
+def test_lists_that_hold_too_little_are_refused(values: dict[str, int], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        draw_clips(recipe(tmp_path / "set", labelled=[f"{MOTIONS}&frames=10"], **values))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_frame_is_cut_in_the_middle_and_not_stretched() -> None:
     image = np.zeros((20, 60, 3), np.uint8)
     image[:, 20:40] = 200
@@ -149,7 +189,8 @@ def test_a_frame_is_cut_in_the_middle_and_not_stretched() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sources": []}, "'sources'.*at least 1"),
+        ({"sources": []}, "expected either 'sources' or 'labelled'"),
+        ({"labelled": ["synthetic:motions?clips=4"]}, "expected either 'sources' or 'labelled'"),
         ({"sources": [""]}, r"'sources\.0'"),
         ({"sources": [scene(1), scene(1)]}, "expected each source once"),
         ({"clips": 1}, "'clips'.*greater than or equal to 2, got 1"),

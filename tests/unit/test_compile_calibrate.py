@@ -222,7 +222,11 @@ def test_changed_clips_are_refused(tmp_path: Path) -> None:
         ({"clips": None}, "expected either 'clips' or 'draw'"),
         ({"draw": {"sources": ["a.mp4"]}}, "expected either 'clips' or 'draw'"),
         ({"out": "set.zip"}, r"'out': expected a file \*\.npz, got set\.zip"),
-        ({"clips": None, "draw": {"sources": []}}, r"'draw\.sources'"),
+        ({"clips": None, "draw": {"sources": []}}, "'draw': expected either 'sources' or 'labelled'"),
+        (
+            {"clips": None, "draw": {"sources": ["a.mp4"], "labelled": ["clips/"]}},
+            "'draw': expected either 'sources' or 'labelled'",
+        ),
         ({"max_bytes": 0}, "'max_bytes'.*greater than 0"),
         ({"thread": 1}, "unknown key 'thread', did you mean 'threads'?"),
     ],
