@@ -143,7 +143,16 @@ def test_a_sliding_window_answers_from_the_last_frames() -> None:
         torch.testing.assert_close(fold(window, clip[:, :2]), network(filled).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_a_sliding_window_takes_the_weights_of_the_network() -> None:
+    for name in NETWORKS:
+        network: Any = made(name)
+        window = SlidingWindow(network, 3)
+        assert list(window.state_dict()) == list(network.state_dict())
+
+
 def test_a_sliding_window_needs_the_parts() -> None:
+    with pytest.raises(RecipeError, match="got SlidingWindow"):
+        SlidingWindow(SlidingWindow(made("mean"), 2), 3)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="encoder, aggregator and head, got ClipNetwork"):
         SlidingWindow(ClipNetwork(), 3)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="samples to be a whole number >= 1, got 0"):

@@ -61,46 +61,52 @@ class EncodedClip(ClipNetwork):
         return super().classify(map_)
 
 
-class SlidingWindow(ClipNetwork):
+class SlidingWindow(EncodedClip):
     """A clip network whose answer covers the last ``samples`` seen frames, anew at every one of them.
 
     The features of those frames are the state, so a frame is encoded once and the aggregator runs over all of them each
-    time. Until there are as many, the first frame stands in for those before it. The weights are the network's own.
+    time. Until there are as many, the first frame stands in for those before it. Encoder, aggregator and head are the
+    network's own, under the same names, so either loads the other's weights; over a clip of ``samples`` frames both
+    give the same.
 
     Args:
         network: trained on clips of so many seen frames.
         samples: seen frames that an answer covers.
+
+    Raises:
+        RecipeError: the network has other parts, or is a sliding window itself.
     """
 
     def __init__(self, network: EncodedClip, samples: int) -> None:
-        super().__init__()
         require("sliding window", samples=samples)
-        if not isinstance(network, EncodedClip):
+        if not isinstance(network, EncodedClip) or isinstance(network, SlidingWindow):
             raise RecipeError(
                 f"sliding window: expected a network of encoder, aggregator and head, got {type(network).__name__}."
             )
-        self.network, self.samples = network, samples
+        super().__init__(network.encoder, network.aggregator, network.head)
+        self.samples = samples
+        self.train(network.training)
 
     def forward(self, clip: Tensor) -> Seen:
         """All frames at once; the answer is that after the last one."""
-        features, maps = self.network.features(clip)
+        features, maps = self.features(clip)
         missing = max(0, self.samples - features.shape[1])
         window = torch.cat((features[:, :1].expand(-1, missing, -1), features[:, -self.samples :]), 1)
-        representation = self.network.aggregator(window)
-        return Seen(self.network.head(representation), representation, maps)
+        representation = self.aggregator(window)
+        return Seen(self.head(representation), representation, maps)
 
     def begin(self, x: Tensor) -> tuple[Tensor, State]:
         """The first frame."""
         past = Past()
-        features, _ = self.network.encoder(x, past)
+        features, _ = self.encoder(x, past)
         return self._answer(past, torch.stack([features] * self.samples, 1))
 
     def follow(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Another frame; the oldest goes."""
         past = Past(state=state)
-        features, _ = self.network.encoder(x, past)
+        features, _ = self.encoder(x, past)
         return self._answer(past, torch.cat((state["window"][:, 1:], features[:, None]), 1))
 
     def _answer(self, past: Past, window: Tensor) -> tuple[Tensor, State]:
-        logits = self.network.head(self.network.aggregator(window))
+        logits = self.head(self.aggregator(window))
         return logits, {**past.written, "window": window}
