@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from edge_sdk.distill import frames as frames_module
 from edge_sdk.distill.clips.features import FeatureClip, features_of, is_features
 from edge_sdk.distill.clips.recipes import ClipData
+from edge_sdk.distill.clips.targets import targets_by_number, targets_of
 from edge_sdk.distill.loop import Batch
 from edge_sdk.errors import RecipeError, ShapeError
 from edge_sdk.progress import Progress, Silent
@@ -249,7 +249,7 @@ class FeatureSet:
                     f"in {found[0].name}."
                 )
             quantised[number, : len(clip.values)] = clip.values
-        targets = np.stack([_targets_by_number(clip, task) for clip in found])
+        targets = np.stack([targets_by_number(clip, task) for clip in found])
         counts = np.array([len(clip.values) for clip in found], np.int64)
         return cls(quantised, counts, targets, tuple(clip.name for clip in found))
 
@@ -299,46 +299,6 @@ class FeatureSet:
 def dequantised(values: np.ndarray) -> np.ndarray:
     """Bytes x as x * 4 / 255 + 4 / 512 - 2, about -2 to 2, float32, as published with YouTube-8M."""
     return values.astype(np.float32) * np.float32(4 / 255) + np.float32(4 / 512 - 2)
-
-
-def targets_of(labels: Sequence[str], task: TaskSpec, name: str) -> np.ndarray:
-    """A clip's labels as (classes,) float32 of 0 and 1; ``name`` is the clip's, for messages.
-
-    Raises:
-        RecipeError: the task is no classification, a label is none of its classes, or there is not one label where it
-            needs one.
-    """
-    if task.kind != "classification":
-        raise RecipeError(f"'task.kind': clips are for a classification, got '{task.kind}'.")
-    target = np.zeros(len(task.classes), np.float32)
-    for label in labels:
-        if label not in task.classes:
-            near = difflib.get_close_matches(label, task.classes, n=1)
-            meant = f" Did you mean '{near[0]}'?" if near else ""
-            raise RecipeError(
-                f"'task.classes': clip {name} is labelled '{label}', which is none of the {len(task.classes)} "
-                f"classes.{meant}",
-                hint="Name every class of the labels, in the order of the network's outputs.",
-            )
-        target[task.classes.index(label)] = 1
-    if not task.multi_label and len(labels) != 1:
-        raise RecipeError(
-            f"'data': expected one label a clip, {name} has {len(labels)}.",
-            hint="Set 'task.multi_label' where a clip may be of several classes or of none.",
-        )
-    return target
-
-
-def _targets_by_number(clip: FeatureClip, task: TaskSpec) -> np.ndarray:
-    count = len(task.classes)
-    for label in clip.labels:
-        if not 0 <= label < count:
-            raise RecipeError(
-                f"'task.classes': clip {clip.name} is labelled {label}, expected 0 to {count - 1}, a position in "
-                "the classes.",
-                hint="Name every class of the labels; the YouTube-8M of 2018 has 3862, that of 2017 has 4716.",
-            )
-    return targets_of([task.classes[label] for label in clip.labels], task, clip.name)
 
 
 def _some(uris: Sequence[str]) -> Sequence[str]:
