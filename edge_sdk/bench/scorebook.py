@@ -75,7 +75,7 @@ def basis_of(lineup: Lineup, clip: Clip, settings: Mapping[str, object]) -> str:
     digest = hashlib.sha256(
         json.dumps([edge_sdk.__version__, bundles, clip.size_hw, len(clip), dict(settings)]).encode()
     )
-    for frame, truth in zip(clip.frames, clip.truths, strict=True):
+    for frame, truth in zip(clip.frames, clip.masks, strict=True):
         digest.update(frame.image.tobytes())
         digest.update(b"-" if truth is None else truth.mask.tobytes())
     return digest.hexdigest()

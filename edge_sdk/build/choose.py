@@ -18,7 +18,7 @@ from edge_sdk.manifest import BackendName
 from edge_sdk.progress import Progress
 from edge_sdk.runtime.engine import backend_available
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, ScheduleSettings
+from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, SampleSchedule, ScheduleSettings
 from edge_sdk.tasks import Prediction
 
 
@@ -101,7 +101,7 @@ def choose(
         return None
     names = _names(bundle, backend)
     clip = read_frames(bundle, accuracy, accuracy.limit)
-    schedule = _schedule(bundle, accuracy.interval)
+    schedule = schedule_of(bundle, accuracy.interval)
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(
@@ -119,10 +119,13 @@ def choose(
     candidates = tuple(
         Candidate(name, scores[name], 100 * (best - scores[name]), timings[name]) for name in names
     )
-    return _best(candidates, accuracy)
+    return _best(candidates, accuracy, schedule)
 
 
-def _schedule(bundle: Bundle, interval: int) -> ScheduleSettings:
+def schedule_of(bundle: Bundle, interval: int) -> ScheduleSettings:
+    """A keyframe every ``interval`` frames; a bundle that sees a few frames of each clip keeps to that."""
+    if isinstance(bundle.manifest.schedule, SampleSchedule):
+        return bundle.manifest.schedule
     return EverySchedule(interval=interval) if bundle.manifest.steps.delta is not None else AlwaysSchedule()
 
 
@@ -165,17 +168,20 @@ def _score(bundle: Bundle, found: Sequence[Prediction], truths: Sequence[Predict
     for prediction, truth in zip(found, truths, strict=True):
         if truth is not None:
             score.update(prediction, truth)
-    return score.compute()[score.primary]
+    return score.headline()[1]
 
 
-def _best(candidates: Sequence[Candidate], accuracy: AccuracySettings) -> Choice:
+def _best(candidates: Sequence[Candidate], accuracy: AccuracySettings, schedule: ScheduleSettings) -> Choice:
     """The fastest candidate within the budget; the first is the reference, which always is."""
+    how = f"K={accuracy.interval}"
+    if isinstance(schedule, SampleSchedule):
+        how = f"{schedule.samples} of each {schedule.length} frames seen"
     allowed = [c for c in candidates if c.lost_points <= accuracy.max_drop]
     best = min(allowed or candidates[:1], key=lambda c: c.timing.mean_ms.median)
     reference = candidates[0]
     why = (
         f"{best.name}: {best.timing.mean_ms.median:.2f} ms a frame against {reference.timing.mean_ms.median:.2f} "
-        f"({reference.name}), K={accuracy.interval}; loses {best.lost_points:.2f} of the {accuracy.max_drop:g} "
+        f"({reference.name}), {how}; loses {best.lost_points:.2f} of the {accuracy.max_drop:g} "
         "points allowed"
     )
     refused = [c for c in candidates if c not in allowed]

@@ -59,8 +59,8 @@ class AccuracySettings(Settings):
     Args:
         source: URI of the frames, see :func:`edge_sdk.video.open_source`; labels are used where it has them, else
             the float32 pair's own answers stand in for them.
-        interval: keyframe interval of the runs.
-        max_drop: mIoU points that an engine may lose against the float32 pair.
+        interval: keyframe interval of the runs; a bundle that sees a few frames of each clip keeps to its schedule.
+        max_drop: points of mIoU, or of top-1 of clips, that an engine may lose against the float32 pair.
         limit: frames at most.
         sweep: measure each layer's damage at INT8 and keep the worst in higher precision until ``max_drop`` is met:
             ``auto`` where INT8 breaks the budget, ``always`` to have the table of damages in any case, or ``never``.

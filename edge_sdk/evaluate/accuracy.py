@@ -97,13 +97,13 @@ class Judge:
         if consistency:
             pairs = len(clip) - 1
             lookups = pair_lookups(clip.images, lambda done: tick("flow between frames", done, pairs))
-        self._reference = Reference(pair.task, clip.truths, teacher, lookups)
+        self._reference = Reference(pair.task, clip.masks, teacher, lookups)
         self.kept: dict[int, np.ndarray] = {}
 
     def label_consistency(self) -> float | None:
         """Temporal consistency of the labels; None where no two frames in a row have them."""
         lookups = self._reference.lookups
-        return None if lookups is None else consistency_of(self._clip.truths, self._pair.task, lookups)
+        return None if lookups is None else consistency_of(self._clip.masks, self._pair.task, lookups)
 
     def every_frame(self, masks: Sequence[Segmentation]) -> Accuracy:
         """A network that ran on every frame."""

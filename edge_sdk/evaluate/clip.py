@@ -35,7 +35,7 @@ class Clip:
     uri: str
     fps: float
     frames: tuple[Frame, ...]
-    truths: tuple[Segmentation | None, ...]
+    truths: tuple[Prediction | None, ...]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -44,6 +44,20 @@ class Clip:
     def images(self) -> list[np.ndarray]:
         """The pictures, each (H, W, 3) uint8 BGR."""
         return [frame.image for frame in self.frames]
+
+    @property
+    def masks(self) -> tuple[Segmentation | None, ...]:
+        """The labels of a segmentation.
+
+        Raises:
+            RecipeError: they are those of another task.
+        """
+        for truth in self.truths:
+            if truth is not None and not isinstance(truth, Segmentation):
+                raise RecipeError(
+                    f"source {self.uri}: expected labels of a segmentation, found {type(truth).__name__}."
+                )
+        return tuple(truth for truth in self.truths if truth is None or isinstance(truth, Segmentation))
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -83,7 +97,7 @@ def read_clip(
         VideoError: frames were lost on the way.
     """
     frames: list[Frame] = []
-    truths: list[Segmentation | None] = []
+    truths: list[Prediction | None] = []
     tick = tick or Silent().update
     with open_source(uri, limit=limit) as source:
         uri = source.uri  # without password
@@ -107,22 +121,26 @@ def read_clip(
     return Clip(uri, fps, tuple(frames), tuple(truths))
 
 
-def truth_of(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Segmentation | None:
+def truth_of(uri: str, frame: Frame, task: Task, size_hw: tuple[int, int]) -> Prediction | None:
     """The labels of a frame, checked; None where there are none.
 
     Raises:
         ShapeError: they are of another size than the frame.
-        FileFormatError: they hold ids that are no classes.
+        FileFormatError: they hold ids, or names, that are no classes.
     """
-    truth: Prediction | None = None if frame.truth is None else task.from_truth(frame.truth)
-    if truth is None:
+    if frame.truth is None:
         return None
-    if not isinstance(truth, Segmentation) or truth.mask.shape != size_hw:
-        shape = truth.mask.shape if isinstance(truth, Segmentation) else type(truth).__name__
-        raise ShapeError(f"{uri}: labels of frame {frame.seq}: expected a mask of {size_hw}, got {shape}.")
     try:
+        truth = task.from_truth(frame.truth)
+        if truth is None:
+            return None
+        if isinstance(truth, Segmentation) and truth.mask.shape != size_hw:
+            shape = truth.mask.shape
+            raise ShapeError(
+                f"{uri}: labels of frame {frame.seq}: expected a mask of {size_hw}, got {shape}."
+            )
         task.score().update(truth, truth)
-    except FileFormatError as error:  # ids that are no classes; better known now than after every pass
+    except FileFormatError as error:  # what is no class; better known now than after every pass
         raise FileFormatError(f"{uri}: labels of frame {frame.seq}: {error}") from error
     return truth
 

@@ -66,7 +66,7 @@ def _example(
     steps = [Planned(where.key, 0, True), where]
     (_, _), (_, copy) = copied(steps, teacher)
     (_, _), (_, flow) = flowed(steps, teacher, clip.images)
-    truth = clip.truths[where.index]
+    truth = clip.masks[where.index]
     masks = {
         "labels": None if truth is None else truth.mask,
         "teacher": teacher[where.index].mask,

@@ -60,6 +60,8 @@ def open_lineup(recipe: EvaluateRecipe) -> Lineup:
 def open_per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
     """A per-frame bundle to compare ``pair`` with; None where ``path`` is.
 
+    A classifier of clips may have a delta step, and sees a clip's frames under its own schedule.
+
     Raises:
         MissingFileError, FileFormatError, BundleError: it is not whole, has a delta step, or takes other frames or has
             other classes than the pair.
@@ -67,7 +69,7 @@ def open_per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
     if path is None:
         return None
     bundle = Bundle.open(path)
-    if bundle.manifest.steps.delta is not None:
+    if bundle.manifest.steps.delta is not None and pair.manifest.task.kind != "classification":
         raise BundleError(
             f"{role} {path}: expected a per-frame bundle, it has a delta step.",
             hint="Export the network as a per-frame bundle and name that.",
@@ -79,7 +81,7 @@ def open_per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
             hint="Export both for the same frame size.",
         )
     ours, theirs = pair.manifest.task, bundle.manifest.task
-    if (ours.kind, ours.classes, ours.ignore_label) != (theirs.kind, theirs.classes, theirs.ignore_label):
+    if _compared(ours) != _compared(theirs):
         raise BundleError(
             f"{role} {path}: its task is {_task(theirs)}, that of bundle {pair.path} is {_task(ours)}.",
             hint="Compare networks that were trained for the same classes.",
@@ -91,5 +93,13 @@ def _by(size_hw: tuple[int, int]) -> str:
     return f"{size_hw[0]} x {size_hw[1]}"
 
 
+def _compared(spec: TaskSpec) -> tuple[object, ...]:
+    """What of two tasks has to be the same, so that their answers can be compared."""
+    return spec.kind, spec.classes, spec.multi_label if spec.kind == "classification" else spec.ignore_label
+
+
 def _task(spec: TaskSpec) -> str:
+    if spec.kind == "classification":
+        several = ", several a clip" if spec.multi_label else ""
+        return f"{spec.kind} of {', '.join(spec.classes)}{several}"
     return f"{spec.kind} of {', '.join(spec.classes)} (ignored: {spec.ignore_label})"

@@ -84,7 +84,7 @@ def compare(recipe: CompareRecipe, *, progress: Progress | None = None) -> Compa
         return Comparison(
             bundle=bundle.manifest.name,
             bundle_path=str(bundle.path),
-            metric=bundle.task.score().primary,
+            metric=bundle.task.score().headline()[0],
             grown=recipe.grown,
             max_drop=recipe.max_drop,
             reference=_facts(reference),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from edge_sdk.recording import Content, RecordingBackend, graph_hashes
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.runtime.engine import backend_named
 from edge_sdk.runtime.runner import EdgeRunner
+from edge_sdk.runtime.schedule import SampleSchedule
+from edge_sdk.video.base import VideoSource
 from edge_sdk.video.frame import Frame
 from edge_sdk.video.source import open_source
 
@@ -52,9 +55,11 @@ def record_reference(
     watcher = progress or Silent()
     target = Path(path)
     interval = settings.interval or interval_of(bundle)
-    with open_source(settings.source, limit=settings.limit) as source:
+    sight = _Sight.of(bundle)
+    with open_source(settings.source, limit=sight.frames_for(settings.limit)) as source:
         check_frame_size(source.uri, source.size_hw, bundle.size_hw)
-        count = settings.limit if source.frame_count is None else min(source.frame_count, settings.limit)
+        there = source.frame_count
+        count = settings.limit if there is None else min(sight.count(there), settings.limit)
         whole = kept_periods(count, interval, settings.periods)
         with write_arrays(target, REFERENCE) as writer:
             recorder = _StreamRecorder(writer, interval, whole, bundle.task.output_names)
@@ -68,16 +73,49 @@ def record_reference(
                 threads=settings.threads,
             ) as runner:
                 backend.observer = recorder
-                for index, frame in enumerate(source):
-                    _check_order(source.uri, frame, index)
-                    runner(frame)
+                for index, frame in enumerate(_seen(source, sight)):
+                    runner(frame.image)
                     if (truth := truth_of(source.uri, frame, bundle.task, bundle.size_hw)) is not None:
-                        writer.write(label_file(index), truth.mask, compress=True)
+                        (label,) = bundle.task.encode(truth).values()
+                        writer.write(label_file(index), label, compress=True)
                         labelled.append(index)
                     watcher.update("reference", index + 1, count)
             _check_length(source.uri, recorder.frames, interval)
             writer.finish(_header(bundle, settings, interval, labelled, recorder))
     return Reference(just_written(target, REFERENCE))
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """Which frames of a source a bundle's steps see: of ``length`` frames those at ``places``."""
+
+    length: int
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> _Sight:
+        schedule = bundle.manifest.schedule
+        return cls(schedule.length, schedule.seen) if isinstance(schedule, SampleSchedule) else cls(1, (0,))
+
+    def sees(self, index: int) -> bool:
+        return index % self.length in self.places
+
+    def count(self, frames: int) -> int:
+        """How many of the first ``frames`` frames are seen."""
+        whole, rest = divmod(frames, self.length)
+        return whole * len(self.places) + sum(place < rest for place in self.places)
+
+    def frames_for(self, seen: int) -> int:
+        """The fewest frames of which so many are seen."""
+        whole, last = divmod(seen - 1, len(self.places))
+        return whole * self.length + self.places[last] + 1
+
+
+def _seen(source: VideoSource, sight: _Sight) -> Iterator[Frame]:
+    for index, frame in enumerate(source):
+        _check_order(source.uri, frame, index)
+        if sight.sees(index):
+            yield frame
 
 
 class _StreamRecorder:
@@ -126,10 +164,15 @@ class _StreamRecorder:
 
 
 def interval_of(bundle: Bundle) -> int:
-    """Frames from keyframe to keyframe in a bundle's own schedule; 1 without a delta step, 10 where it names none."""
+    """Frames from keyframe to keyframe in a bundle's own schedule; 1 without a delta step, 10 where it names none.
+
+    Of a schedule that sees a few frames of each clip, those that are seen.
+    """
     if bundle.manifest.steps.delta is None:
         return 1
     schedule = bundle.manifest.schedule
+    if isinstance(schedule, SampleSchedule):
+        return schedule.samples
     found = getattr(schedule, "interval", None) or getattr(schedule, "max_interval", None)
     return int(found or _DEFAULT_INTERVAL)
 

@@ -3,7 +3,7 @@
     header.json                       source, counts, interval, the passes that are kept whole
     frames/000012.npy                 the frame as the graph received it
     answers/000012/mask.npy           what the task's output was
-    labels/000012.npy                 the truth mask, where the source has one
+    labels/000012.npy                 the truth, in the form of the task's output, where the source has one
     passes/000010/state.X.next.npy    state that a step wrote, in the periods that are kept whole
 
 The file is sealed, see :mod:`edge_sdk.arrays`. It is made by ONNX Runtime on the CPU in float32 alone: other machines
@@ -26,7 +26,7 @@ from edge_sdk.manifest import StepName
 from edge_sdk.recording import check_pair
 from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule, ScheduleSettings
 from edge_sdk.settings import Settings
-from edge_sdk.tasks import Segmentation, Task
+from edge_sdk.tasks import Prediction, Task
 from edge_sdk.tensors import TensorSpec
 from edge_sdk.video.uri import SourceText
 
@@ -45,6 +45,7 @@ class ReferenceSettings(Settings):
         source: URI of the frames, with labels or without.
         limit: most frames to take.
         interval: frames from keyframe to keyframe; None for that of the bundle's schedule, 10 where it names none.
+            Where the bundle's schedule sees a few frames of each clip, those alone are taken and counted.
         periods: keyframe periods, spread evenly, whose passes are kept whole, so that each step can be run on the same
             inputs; a period takes as much as one copy of the state, or one a frame where the delta step rewrites it.
         threads: CPU threads of one step.
@@ -125,7 +126,7 @@ class Moment:
     distance: int
     image: np.ndarray
     answers: Mapping[str, np.ndarray]
-    truth: Segmentation | None
+    truth: Prediction | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,12 +194,14 @@ class Reference:
         """Every frame with its answers and labels, in order; one in memory at a time."""
         labelled = set(self.header.labelled)
         answers = {name: self._outputs[name] for name in task.output_names}
-        label = TensorSpec(name="label", shape=self._frame.shape[:2], dtype="uint8")
+        (name,) = task.output_names
         with self._file.reading() as reader:
             for index in range(self.header.frames):
                 image = _one(reader, frame_file(index), self._frame)
                 found = reader.read_all({name: answer_file(index, name) for name in answers}, answers)
-                truth = Segmentation(_one(reader, label_file(index), label)) if index in labelled else None
+                truth = None
+                if index in labelled:
+                    truth = task.decode({name: _one(reader, label_file(index), self._outputs[name])})
                 yield Moment(index, index % self.header.interval, image, found, truth)
 
     def passes(self) -> Iterator[WholePass]:

@@ -18,7 +18,7 @@ from edge_sdk.parity.reference import Reference, WholePass
 from edge_sdk.recording import Content, RecordingBackend
 from edge_sdk.runtime.engine import Backend
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.tasks import Prediction, Score, Segmentation, Task
+from edge_sdk.tasks import Prediction, Score, Task
 
 # Between two distances as many answers may differ by chance; a pixel on a border goes either way.
 _CHANGE_FACTOR = 1.5
@@ -64,7 +64,7 @@ def compare_stream(
                     f"runner: frame {moment.index} has age {result.state_age}, not {moment.distance}."
                 )
             expected = bundle.task.decode(moment.answers)
-            scores.add(moment.distance, _masks(result.prediction), _masks(expected), moment.truth)
+            scores.add(moment.distance, result.prediction, expected, moment.truth)
             tick(moment.index + 1, reference.header.frames)
     return scores.result(observer.deviations)
 
@@ -103,13 +103,12 @@ class _Scores:
         self._same = np.zeros(interval, np.int64)
         self._values = np.zeros(interval, np.int64)
 
-    def add(
-        self, distance: int, found: Segmentation, expected: Segmentation, truth: Segmentation | None
-    ) -> None:
+    def add(self, distance: int, found: Prediction, expected: Prediction, truth: Prediction | None) -> None:
         self._frames[distance] += 1
         self._agreement[distance].update(found, expected)
-        self._same[distance] += np.count_nonzero(found.mask == expected.mask)
-        self._values[distance] += expected.mask.size
+        same, values = self._task.agreeing(found, expected)
+        self._same[distance] += same
+        self._values[distance] += values
         if truth is not None:
             self._labels[distance].update(found, truth)
             self._reference[distance].update(expected, truth)
@@ -119,9 +118,9 @@ class _Scores:
             AtDistance(
                 distance=distance,
                 frames=frames,
-                labels=_primary(self._labels[distance]),
-                reference_labels=_primary(self._reference[distance]),
-                agreement=_primary(self._agreement[distance]),
+                labels=_headline(self._labels[distance]),
+                reference_labels=_headline(self._reference[distance]),
+                agreement=_headline(self._agreement[distance]),
                 same=float(self._same[distance] / self._values[distance]),
             )
             for distance, frames in enumerate(self._frames)
@@ -140,7 +139,7 @@ class _Scores:
         merged = self._task.score()
         for score in scores:
             merged.merge(score)
-        return _primary(merged)
+        return _headline(merged)
 
 
 def answers_change_at(rows: Sequence[AtDistance]) -> int | None:
@@ -154,12 +153,6 @@ def answers_change_at(rows: Sequence[AtDistance]) -> int | None:
     return next((row.distance for row in rows[1:] if 1 - row.same > least), None)
 
 
-def _masks(prediction: Prediction) -> Segmentation:
-    if not isinstance(prediction, Segmentation):
-        raise EngineError(f"expected a Segmentation to compare, got {type(prediction).__name__}.")
-    return prediction
-
-
-def _primary(score: Score) -> float | None:
-    value = score.compute()[score.primary]
+def _headline(score: Score) -> float | None:
+    _, value = score.headline()
     return None if math.isnan(value) else value

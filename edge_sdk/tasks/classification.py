@@ -185,7 +185,8 @@ class ClassificationScore:
         else:
             true = np.zeros(wanted.shape, bool)
             true[np.argmax(wanted)] = True
-        self._hits += bool(np.isfinite(scores).all() and true[np.argmax(scores)])
+        right = true[np.argmax(scores)] if true.any() else not (scores >= DECIDED).any()
+        self._hits += bool(np.isfinite(scores).all() and right)
         finite = np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
         self._scores.append(np.clip(finite, 0, 1, dtype=np.float32))
         self._truths.append(true)
@@ -198,11 +199,11 @@ class ClassificationScore:
         """Metrics in 0-1 over all clips counted.
 
         Returns:
-            ``top1``: share of the clips whose best class is one of theirs (with several labels, Hit@1). ``map``: mean
-            over the classes that occur of the average precision over all clips, from all scores (YouTube-8M takes each
-            clip's best 20 alone). ``gap``: global average precision, the best 20 of every clip in one list, with all
-            labels as denominator, those outside the list too. NaN while nothing is counted; ``map`` and ``gap`` also
-            where no clip has a label.
+            ``top1``: share of the clips whose best class is one of theirs (with several labels, Hit@1; a clip of no
+            class is right where no score reaches a half). ``map``: mean over the classes that occur of the average
+            precision over all clips, from all scores (YouTube-8M takes each clip's best 20 alone). ``gap``: global
+            average precision, the best 20 of every clip in one list, with all labels as denominator, those outside the
+            list too. NaN while nothing is counted; ``map`` and ``gap`` also where no clip has a label.
 
         Raises:
             DependencyError: torchmetrics is not installed.

@@ -163,7 +163,17 @@ def test_another_networks_answer_stands_for_its_decisions() -> None:
         score.update(scores(0.4, 0.3, 0.2), scores(0.5, 0.45, 0.05))
         score.update(scores(0.4, 0.3, 0.2), scores(0.2, 0.45, 0.35))
     assert single.headline()[1] == 1 / 2
-    assert multi.headline()[1] == 1 / 2  # the second has no class at all
+    assert multi.headline()[1] == 1  # the second is of no class, and no score says otherwise
+    multi.update(scores(0.6, 0.3, 0.2), scores(0.2, 0.45, 0.35))
+    assert multi.headline()[1] == pytest.approx(2 / 3)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3), st.booleans())
+def test_every_answer_agrees_with_itself(values: list[float], multi: bool) -> None:
+    score = ClassificationScore(MULTI if multi else SINGLE)
+    score.update(scores(*values), scores(*values))
+    assert score.headline()[1] == 1
+    assert ClassificationTask(score.spec).agreeing(scores(*values), scores(*values))[0] > 0
 
 
 def test_a_score_that_is_no_number_is_a_miss() -> None:
