@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from edge_sdk.runtime.recipe import RunRecipe
     from edge_sdk.runtime.result import Result, StepKind
     from edge_sdk.runtime.runner import EdgeRunner
-    from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule, ExternalSchedule
+    from edge_sdk.runtime.schedule import (
+        AlwaysSchedule,
+        ChangeSchedule,
+        EverySchedule,
+        ExternalSchedule,
+        SampleSchedule,
+    )
     from edge_sdk.runtime.several import MultiRunner
     from edge_sdk.video import open_sink, open_source
     from edge_sdk.video.frame import Frame
@@ -35,6 +41,7 @@ __all__ = [
     "MultiRunner",
     "Result",
     "RunRecipe",
+    "SampleSchedule",
     "StepKind",
     "__version__",
     "open_sink",
@@ -54,6 +61,7 @@ _HOME = {
     "MultiRunner": "edge_sdk.runtime.several",
     "Result": "edge_sdk.runtime.result",
     "RunRecipe": "edge_sdk.runtime.recipe",
+    "SampleSchedule": "edge_sdk.runtime.schedule",
     "StepKind": "edge_sdk.runtime.result",
     "open_sink": "edge_sdk.video",
     "open_source": "edge_sdk.video",

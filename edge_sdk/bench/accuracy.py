@@ -90,9 +90,7 @@ def scores_of(
         RecipeError: the clip is shorter than an interval, or the task is none whose answers can be compared.
         BundleError: the float32 teacher cannot be run here; or the teacher's own bundle and the subject disagree.
     """
-    task = lineup.subject.manifest.task.kind
-    if task != "segmentation":
-        raise RecipeError(f"accuracy: expected a segmentation, bundle {lineup.subject.path} is a {task}.")
+    require_scored(lineup)
     found = backend_named(backend) if isinstance(backend, str) else backend
     tick = (progress or Silent()).update
     scorer = _Scorer(lineup, clip, found, threads, background or BackgroundKeyframes(), fps or clip.fps, tick)
@@ -101,6 +99,20 @@ def scores_of(
     for demand in sorted(demands, key=lambda demand: demand.way != "delta"):
         scorer.prepare(demand, demands)
     return {row.name: scorer.score(demand) for row, demand in zip(rows, demands, strict=True)}
+
+
+def require_scored(lineup: Lineup) -> None:
+    """Refuse a task that is not scored here.
+
+    Raises:
+        RecipeError: it is no segmentation.
+    """
+    task = lineup.subject.manifest.task.kind
+    if task != "segmentation":
+        raise RecipeError(
+            f"accuracy: a {task} is not scored beside its times, bundle {lineup.subject.path} is one.",
+            hint="Leave accuracy out here, and score it over labelled clips with: edge-sdk evaluate BUNDLE CLIPS",
+        )
 
 
 def score(

@@ -26,7 +26,7 @@ from edge_sdk.settings import Settings
 SAME_SCORE = 0.0005
 # What a row is made of, from the simplest: one network; its answers kept; two networks and a state between them.
 _PARTS: dict[Variant, int] = {"teacher": 0, "rival": 0, "copy": 1, "flow": 2, "pair": 3}
-_RULES = {"always": 0, "every": 1, "external": 2, "change": 3}
+_RULES = {"always": 0, "every": 1, "sample": 2, "external": 3, "change": 4}
 
 
 class Limits(Settings):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edge_sdk.bench.verdict import Verdict
 
 SUBJECT = "subject"
+# The baseline of a bundle that sees a few frames of each clip.
+EVERY_FRAME = "every frame"
 JSON_NAME = "bench.json"
 REPORT_NAME = "bench.html"
 

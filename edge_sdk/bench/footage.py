@@ -64,7 +64,10 @@ def footage(recipe: BenchRecipe, lineup: Lineup) -> Iterator[Footage]:
             kept = Frame(first.image, 0, first.captured_s)
             yield Footage(Clip(source.uri, source.fps, (kept,), (None,)), source)
             return
-    yield Footage(read_clip(recipe.source, subject.task, subject.size_hw, limit=recipe.limit), None)
+    # Labels are for accuracy, and here that of segmentations alone is measured.
+    labels = recipe.accuracy and subject.manifest.task.kind == "segmentation"
+    clip = read_clip(recipe.source, subject.task, subject.size_hw, limit=recipe.limit, labels=labels)
+    yield Footage(clip, None)
 
 
 def _refuse_senseless(recipe: BenchRecipe, uri: str) -> None:

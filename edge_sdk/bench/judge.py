@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_sdk.bench.budget import Budget, Relative
-from edge_sdk.bench.document import SUBJECT, BenchDocument
+from edge_sdk.bench.document import EVERY_FRAME, SUBJECT, BenchDocument
 from edge_sdk.bench.figures import ALL, Distribution, Estimate, Figures, RowFigures, WorstFrame
 from edge_sdk.bench.findings import Breach, Finding
 from edge_sdk.bench.intervals import positive
@@ -35,7 +35,7 @@ _MEMORY = {
     "device_memory_bytes": "device",
 }
 _ACCURACY = {"min_miou": "labels", "min_agreement": "agreement"}
-_BASELINES = ("teacher", "copy", "flow", "rival")
+_BASELINES = ("teacher", "copy", "flow", "rival", EVERY_FRAME)
 
 
 def judge(document: BenchDocument, figures: Figures, budget: Budget) -> tuple[Finding, ...]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sdk.bench.document import SUBJECT, Row
+from edge_sdk.bench.document import EVERY_FRAME, SUBJECT, Row, Variant
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bundle import Bundle
 from edge_sdk.evaluate.baselines import FlowRunner
@@ -33,8 +33,8 @@ class Lineup:
 
     Args:
         subject: what the run is about.
-        teacher: per-frame bundle of the same teacher, or None.
-        rival: another per-frame bundle, or None.
+        teacher: per-frame bundle of the same teacher, or None; of a classifier of clips one that sees its own frames.
+        rival: another per-frame bundle, or None; as the teacher.
     """
 
     subject: Bundle
@@ -81,6 +81,7 @@ def default_rows(recipe: BenchRecipe, lineup: Lineup, backend: str) -> tuple[Row
     """
     engine = lineup.subject.engine_for(backend, recipe.engine)
     schedule = checked_schedule(lineup.subject, recipe.schedule)
+    clips = lineup.subject.manifest.task.kind == "classification"
     rows = [
         Row(
             name=SUBJECT,
@@ -88,10 +89,12 @@ def default_rows(recipe: BenchRecipe, lineup: Lineup, backend: str) -> tuple[Row
             engine=engine,
             schedule=schedule,
             background=recipe.background is not None,
+            note="how often it is right is told by edge-sdk evaluate" if clips else "",
         )
     ]
     if recipe.baselines:
-        rows += _baselines(lineup, schedule, backend, engine)
+        find = _clip_baselines if clips else _baselines
+        rows += find(lineup, schedule, backend, engine)
     for name in recipe.engines or ((engine,) if recipe.intervals else ()):
         lineup.subject.engine_for(backend, name)
         kept = interval_of(schedule)
@@ -125,6 +128,25 @@ def _baselines(lineup: Lineup, schedule: ScheduleSettings, backend: str, engine:
     if lineup.rival is not None:
         found, note = _engine_of(lineup.rival, backend, engine)
         rows.append(Row(name="rival", variant="rival", engine=found, schedule=AlwaysSchedule(), note=note))
+    return rows
+
+
+def _clip_baselines(lineup: Lineup, schedule: ScheduleSettings, backend: str, engine: str) -> list[Row]:
+    """Other classifiers of the same clips under their own schedules, and the subject with every frame seen.
+
+    Nothing is copied or warped: the frames between repeat the answer already.
+    """
+    rows = []
+    others: tuple[tuple[Variant, Bundle | None], ...] = (("teacher", lineup.teacher), ("rival", lineup.rival))
+    for variant, bundle in others:
+        if bundle is not None:
+            found, note = _engine_of(bundle, backend, engine)
+            own = checked_schedule(bundle, None)
+            rows.append(Row(name=variant, variant=variant, engine=found, schedule=own, note=note))
+    if isinstance(schedule, SampleSchedule) and schedule.samples < schedule.length:
+        every = schedule.model_copy(update={"samples": schedule.length})
+        if every.uses_delta and lineup.subject.manifest.steps.delta is not None:
+            rows.append(Row(name=EVERY_FRAME, variant="pair", engine=engine, schedule=every))
     return rows
 
 

@@ -51,9 +51,15 @@ def bench(
     named = backend_named(recipe.backend) if backend is None else backend
     with footage(recipe, lineup) as shots:
         found = _rows(recipe, lineup, named, shots, rows)
-        if recipe.accuracy and recipe.source is not None and shots.source is None:
+        if _scored(recipe, lineup) and recipe.source is not None and shots.source is None:
             found = score(found, lineup, shots.clip, recipe, shown, backend=backend)
         return _measured(recipe, lineup, found, shots, named, shown, even=rows is not None)
+
+
+def _scored(recipe: BenchRecipe, lineup: Lineup) -> bool:
+    """Whether rows are scored; where accuracy is asked for by name, what cannot be scored is refused by the scores."""
+    asked = recipe.accuracy and "accuracy" in recipe.model_fields_set
+    return asked or (recipe.accuracy and lineup.subject.manifest.task.kind == "segmentation")
 
 
 def _rows(

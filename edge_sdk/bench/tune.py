@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edge_sdk.bench.accuracy import Score, scores_of, with_score
+from edge_sdk.bench.accuracy import Score, require_scored, scores_of, with_score
 from edge_sdk.bench.choice import Choice, Limits, Point, choose, points_of
 from edge_sdk.bench.document import SUBJECT, BenchDocument, Row
 from edge_sdk.bench.figures import RowFigures
@@ -194,6 +194,7 @@ def _scored(
     recipe: TuneRecipe, lineup: Lineup, backend: Backend, progress: Progress
 ) -> tuple[tuple[Row, ...], Mapping[str, Score], tuple[str, ...]]:
     """The rows with their scores; those that the folder holds already are not measured again."""
+    require_scored(lineup)
     with open_source(recipe.source, limit=1) as source:
         if source.live:
             raise RecipeError(

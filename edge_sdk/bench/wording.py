@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edge_sdk.bench.document import SUBJECT, BenchDocument, Machine, Row
+from edge_sdk.bench.document import EVERY_FRAME, SUBJECT, BenchDocument, Machine, Row
 from edge_sdk.bench.figures import Estimate, Figures, Memory, Span
 from edge_sdk.evaluate.table import milliseconds
 from edge_sdk.runtime.schedule import (
@@ -22,9 +22,10 @@ GRADES = {
 }
 # Above it a hundredth of a megabyte says nothing.
 _MUCH_GROWTH_BYTES = 100e6
-_BASELINES = ("teacher", "copy", "flow", "rival")
+_BASELINES = ("teacher", EVERY_FRAME, "copy", "flow", "rival")
 _WHAT = {
     "teacher": "the teacher on every frame",
+    EVERY_FRAME: "seeing every frame",
     "copy": "copying the keyframe's answer",
     "flow": "warping it with optical flow",
     "rival": "the per-frame rival",
@@ -140,6 +141,14 @@ def span_text(span: Span, unit: str, factor: float = 1.0, digits: int = 1) -> st
     return f"{low} to {high} {unit}, median {middle}"
 
 
+def _covered(document: BenchDocument) -> list[tuple[str, str]]:
+    """What the subject's answers cover, where a few frames of each clip are seen."""
+    schedule = document.row(SUBJECT).schedule
+    if not isinstance(schedule, SampleSchedule):
+        return []
+    return [("answers", str(schedule.coverage(document.source.fps)).removeprefix("answers "))]
+
+
 def conditions(document: BenchDocument, figures: Figures) -> list[tuple[str, str]]:
     """Under which conditions the figures hold: names and texts; what the machine did not tell says so."""
     known, machine, recipe = document.conditions, document.machine, document.recipe
@@ -159,6 +168,7 @@ def conditions(document: BenchDocument, figures: Figures) -> list[tuple[str, str
         ("accelerator", machine.accelerator or "none used"),
         ("power mode", machine.power_mode or "none told"),
         ("clocks", locked + governors),
+        *_covered(document),
         ("throttling", "; ".join(throttling) or ("none seen" if watched else "not watched")),
         ("load before", load),
         ("threads", str(known.threads or "chosen by the libraries")),
