@@ -84,7 +84,7 @@ def places_loss(
     with torch.no_grad():
         wanted = F.log_softmax(teach(teacher.flatten(0, 1)).float() / temperature, 1)
     got = F.log_softmax(classify(_drawn(student, teacher)).float() / temperature, 1)
-    return F.kl_div(got, wanted, log_target=True, reduction="mean") * temperature**2
+    return F.kl_div(got, wanted, log_target=True, reduction="none").mean() * temperature**2
 
 
 def student_loss(
