@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="distillation needs torch")
 pytest.importorskip("lightning_fabric", reason="training needs lightning-fabric")
 
+import torch.nn.functional as F  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -150,7 +151,7 @@ def test_the_input_is_drawn_down_without_smoothing() -> None:
 def test_halving_by_means_is_the_bilinear_resize(size_hw: tuple[int, int], multiple: int) -> None:
     small = SmallInput(nn.Identity(), 0.5, multiple)
     x = frame(3, size_hw)
-    expected = nn.functional.interpolate(x, size=small.size_of(size_hw), mode="bilinear", align_corners=False)
+    expected = F.interpolate(x, size=small.size_of(size_hw), mode="bilinear")
     assert close(small(x), expected)
 
 
@@ -161,10 +162,10 @@ def test_the_confidence_begins_as_a_line_in_the_shares_shift() -> None:
     now, before = (
         torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(s)).softmax(1) for s in (0, 1)
     )
-    line, more = Confidence(3, 0), Confidence(3, 4)
+    line = Confidence(3, 0)
     expected = confidence(now, before, line.offset, line.slope)
     assert torch.equal(line(now, before), expected)
-    assert close(more(now, before), expected.expand(2, 3, 4, 5))
+    assert close(Confidence(3, 4)(now, before), expected.expand(2, 3, 4, 5))
 
 
 def test_confidence_in_numbers() -> None:
@@ -199,8 +200,7 @@ def test_full_confidence_at_the_keyframe_is_the_teacher_and_none_is_the_student(
         pair.confidence.offset.fill_(-50.0)
         by_itself, _ = pair.delta(x, state)
         own = pair.student(x)
-        up = nn.functional.interpolate(own, size=target.shape[-2:], mode="bilinear", align_corners=False)
-        assert close(by_itself, up)
+        assert close(by_itself, F.interpolate(own, size=target.shape[-2:], mode="bilinear"))
 
 
 def test_the_correction_fades_where_the_answer_changed_and_stays_elsewhere() -> None:
@@ -232,7 +232,7 @@ def test_feature_loss_is_the_mean_over_all_elements() -> None:
     teacher = torch.randn(2, 3, 4, 6, generator=generator)
     assert float(feature_loss(teacher + 2.0, teacher)) == pytest.approx(4.0)
     small = torch.randn(2, 3, 2, 3, generator=generator)
-    drawn_up = nn.functional.interpolate(small, size=(4, 6), mode="bilinear", align_corners=False)
+    drawn_up = F.interpolate(small, size=(4, 6), mode="bilinear")
     expected = np.square(drawn_up.numpy() - teacher.numpy()).mean()
     assert float(feature_loss(small, teacher)) == pytest.approx(expected)
 
@@ -394,9 +394,8 @@ def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_other_files_are_refused(spoil: Any, message: str, tmp_path: Path) -> None:
-    given = recipe(tmp_path)
+    given, path = recipe(tmp_path), tmp_path / "student.pt"
     meta = {"kind": "cross", "recipe": given.model_dump(mode="json"), "figures": {}}
-    path = tmp_path / "student.pt"
     save_checkpoint(path, spoil({"state_dict": make_cross(given).state_dict(), "meta": meta}))
     with pytest.raises(CheckpointError, match=message):
         load_cross(path)
