@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.distill.clips import train
+from edge_sdk.distill.clips import distil, train
 from edge_sdk.distill.clips.data import ClipSet
 from edge_sdk.distill.clips.network import ClipNetwork, Seen
 from edge_sdk.distill.clips.recipes import ClipDistillRecipe, ClipTrainRecipe
@@ -82,11 +83,15 @@ def clips(count: int = 12, seed: int = 0) -> ClipSet:
 def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings read ``memory:SEED`` as :func:`clips`."""
 
-    def read(uris: tuple[str, ...], data: Any, task: TaskSpec, *, progress: Any = None) -> ClipSet:
+    def read(
+        uris: tuple[str, ...], data: Any, task: TaskSpec, *, labelled: bool = True, progress: Any = None
+    ) -> ClipSet:
         (uri,) = uris
-        return clips(seed=int(uri.removeprefix("memory:")))
+        found = clips(seed=int(uri.removeprefix("memory:")))
+        return found if labelled else replace(found, targets=np.full_like(found.targets, np.nan))
 
-    monkeypatch.setattr(train, "read_clips", read)
+    for stage in (train, distil):
+        monkeypatch.setattr(stage, "read_clips", read)
 
 
 def model(samples: int = 4, checkpoint: Path | None = None, **changes: Any) -> dict[str, Any]:

@@ -77,6 +77,20 @@ def test_label_loss_of_one_label_is_over_a_softmax(seed: int, clips: int, classe
     assert float(label_loss(tensor(logits), tensor(truth), False)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_clip_without_labels_counts_as_zero(multi_label: bool) -> None:
+    logits, truth = torch.randn(3, 4, generator=torch.manual_seed(0)).requires_grad_(), torch.eye(4)[:3]
+    unknown = truth.clone()
+    unknown[1] = float("nan")
+    found = label_loss(logits, unknown, multi_label)
+    plain = logits.detach()
+    alone = [float(label_loss(plain[i : i + 1], truth[i : i + 1], multi_label)) for i in (0, 2)]
+    assert float(found.detach()) == pytest.approx(sum(alone) / 3)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient.isfinite().all()
+    assert not gradient[1].any()
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=SEEDS, clips=st.integers(1, 4), classes=st.integers(2, 6), heat=HEAT, multi_label=st.booleans())
 def test_prediction_loss_is_the_divergence_of_shares_that_add_up_to_1(

@@ -43,6 +43,9 @@ NETWORKS: dict[str, Callable[[], ClipNetwork]] = {
         CLASSES, "hrnn", samples=4, segments=4, width=4, hidden=3
     ),
     "netvlad": lambda: clip_network(CLASSES, "netvlad", width=4, clusters=4, hidden=7),
+    "hrnn, order": lambda: clip_network(
+        CLASSES, "hrnn", samples=6, order=True, width=4, features=6, segments=2, hidden=5
+    ),
     "netvlad, order": lambda: clip_network(
         CLASSES, "netvlad", samples=6, order=True, width=4, features=6, clusters=4, hidden=7
     ),
@@ -354,7 +357,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("hrnn", {"samples": 6}, "HierarchicalLSTM needs the option 'segments'"),
     ("hrnn", {"samples": 6, "segments": 4}, r"segments to divide samples \(6\), got 4"),
     ("hrnn", {"samples": 6, "segments": 0}, "segments to be a whole number >= 1, got 0"),
-    ("hrnn", {"samples": 6, "segments": 2, "order": True}, "'order' is for families that forget it"),
     ("hrnn", {"samples": 6, "segments": 2, "clusters": 4}, "unknown option 'clusters'.*hidden, layers"),
     ("netvlad", {"order": True}, "expected samples"),
     ("netvlad", {"segments": 2}, "unknown option 'segments'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ pytest.importorskip("lightning_fabric", reason="training needs lightning-fabric"
 from torch import nn  # noqa: E402
 
 from edge_sdk.distill.clips.checkpoints import check_clip_network, load_clip_model, make_clip_network  # noqa: E402
-from edge_sdk.distill.clips.data import FeatureSet  # noqa: E402
+from edge_sdk.distill.clips.data import ClipSet, FeatureSet, joined  # noqa: E402
 from edge_sdk.distill.clips.distil import distill_clips  # noqa: E402
 from edge_sdk.distill.clips.objective import (  # noqa: E402
     ClipSampler,
@@ -228,6 +229,42 @@ def test_serial_training_with_fine_tuning(teacher: Path, tmp_path: Path) -> None
     (tmp_path / "finetune" / "last.pt").unlink()
     distill_clips(longer, progress=watcher)
     assert watcher.seen == [("fine-tune", 1), ("fine-tune", 2), ("fine-tune", 3)]
+
+
+def test_of_clips_without_labels_a_student_learns_what_its_teacher_makes(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "teacher": world.model(checkpoint=teacher),
+        "loss": {"label": 1, "prediction": 1},
+    }
+    shown: list[int] = []
+    draw = ClipSet.batch
+
+    def watched(self: ClipSet, *rest: Any) -> Any:
+        batch = draw(self, *rest)
+        shown.append(int(batch["target"].isnan().all(1).sum()))
+        return batch
+
+    monkeypatch.setattr(ClipSet, "batch", watched)
+    few = distill_clips(world.distil_recipe(tmp_path / "few", **given))
+    assert shown
+    assert not any(shown)
+    shown.clear()
+    more = distill_clips(world.distil_recipe(tmp_path / "more", unlabelled=["memory:9"], finetune=2, **given))
+    assert any(shown[:-2])
+    assert not any(shown[-2:]), "labels alone are what fine-tuning learns from"
+    assert kept(few.checkpoint)["head.weight"].ne(kept(more.checkpoint)["head.weight"]).any()
+    assert np.isfinite(more.figures["loss"])
+
+
+def test_clips_without_labels_have_the_size_of_the_others() -> None:
+    first, other = world.clips(), world.clips()
+    both = joined(first, replace(other, targets=np.full_like(other.targets, np.nan)))
+    assert len(both) == len(first) + len(other)
+    assert np.isnan(both.targets).any(1).sum() == len(other)
+    with pytest.raises(ShapeError, match=r"'unlabelled'.*differ.*size_hw"):
+        joined(first, replace(other, clips=other.clips[:, :, :4]))
 
 
 def test_a_student_of_smaller_frames_learns_by_maps_and_places(teacher: Path, tmp_path: Path) -> None:

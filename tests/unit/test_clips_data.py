@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from edge_sdk.distill.clips.data import ClipSet, ClipView, read_clips
+from edge_sdk.distill.clips.data import ClipSet, read_clips
 from edge_sdk.distill.clips.recipes import ClipData
 from edge_sdk.distill.clips.targets import targets_of
+from edge_sdk.distill.clips.view import ClipView
 from edge_sdk.errors import EdgeSdkError, RecipeError, ShapeError
 from edge_sdk.tasks.base import TaskSpec
 from edge_sdk.video import MOTION_CLASSES, open_source

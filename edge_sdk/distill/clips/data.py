@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from edge_sdk.distill import frames as frames_module
 from edge_sdk.distill.clips.features import FeatureClip, features_of, is_features
 from edge_sdk.distill.clips.recipes import ClipData
 from edge_sdk.distill.clips.targets import targets_by_number, targets_of
+from edge_sdk.distill.clips.view import ClipView
 from edge_sdk.distill.loop import Batch
 from edge_sdk.errors import RecipeError, ShapeError
 from edge_sdk.progress import Progress, Silent
@@ -25,22 +25,52 @@ _PIXEL = 3
 
 
 def read_clips(
-    uris: Sequence[str], data: ClipData, task: TaskSpec, *, progress: Progress | None = None
+    uris: Sequence[str],
+    data: ClipData,
+    task: TaskSpec,
+    *,
+    labelled: bool = True,
+    progress: Progress | None = None,
 ) -> ClipSet | FeatureSet:
-    """The clips that ``uris`` (``data.train`` or ``data.validation``) name, with the settings of ``data``.
+    """The clips that ``uris`` (such as ``data.train`` or ``data.validation``) name, with the settings of ``data``.
+
+    With ``labelled`` off their labels are not looked at, and all targets are NaN.
 
     Raises:
         RecipeError: frames and features together, or what :meth:`ClipSet.read` and :meth:`FeatureSet.read` refuse.
     """
     of_features = [uri for uri in uris if is_features(uri)]
     if not of_features:
-        return ClipSet.read(uris, data.length, task, data.size_hw, progress=progress)
+        return ClipSet.read(uris, data.length, task, data.size_hw, labelled=labelled, progress=progress)
     if len(of_features) < len(uris):
         other = next(uri for uri in uris if uri not in of_features)
         raise RecipeError(
             f"'data': expected frames or features alone, got features {of_features[0]} and {other}."
         )
-    return FeatureSet.read(uris, data.length, task, progress=progress)
+    return FeatureSet.read(uris, data.length, task, labelled=labelled, progress=progress)
+
+
+def joined(first: ClipSet | FeatureSet, further: ClipSet | FeatureSet) -> ClipSet | FeatureSet:
+    """Both as one.
+
+    Raises:
+        ShapeError: frames of different sizes, or frames and features.
+    """
+    names, targets = first.names + further.names, np.concatenate([first.targets, further.targets])
+    if isinstance(first, ClipSet) and isinstance(further, ClipSet) and first.size_hw == further.size_hw:
+        return ClipSet(np.concatenate([first.clips, further.clips]), targets, names)
+    if (
+        isinstance(first, FeatureSet)
+        and isinstance(further, FeatureSet)
+        and first.features == further.features
+    ):
+        counts = np.concatenate([first.counts, further.counts])
+        return FeatureSet(np.concatenate([first.quantised, further.quantised]), counts, targets, names)
+    raise ShapeError(
+        f"'unlabelled': expected clips like those of 'data.train', {first.names[0]} and {further.names[0]} differ "
+        "in kind or size.",
+        hint="Set 'data.size_hw' to bring frames to one size.",
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,7 @@ class ClipSet:
 
     Attributes:
         clips: (N, length, H, W, 3) uint8 BGR.
-        targets: (N, classes) float32, 1 where a clip is of a class, else 0.
+        targets: (N, classes) float32, 1 where a clip is of a class, else 0; NaN where labels are not known.
         names: of the clips, as in their list.
     """
 
@@ -78,6 +108,7 @@ class ClipSet:
         task: TaskSpec,
         size_hw: tuple[int, int] | None = None,
         *,
+        labelled: bool = True,
         progress: Progress | None = None,
     ) -> ClipSet:
         """Read ``length`` frames of every clip: of n frames those at i * n // length.
@@ -89,6 +120,7 @@ class ClipSet:
                 every clip has one label.
             size_hw: height and width that frames are brought to, the whole frame to the whole picture as in the
                 exported graphs, by the mean over areas where it is made smaller. None keeps them.
+            labelled: look at their labels; without, all targets are NaN.
             progress: told of every clip.
 
         Raises:
@@ -100,7 +132,9 @@ class ClipSet:
         lists = [open_clips(uri) for uri in _some(uris)]
         listed = [clip for clips in lists for clip in clips]
         # Before any frame is read, which may take long.
-        targets = np.stack([targets_of(clip.labels, task, clip.name) for clip in listed])
+        targets = np.full((len(listed), len(task.classes)), np.nan, np.float32)
+        for target, clip in zip(targets, listed if labelled else (), strict=labelled):
+            target[:] = targets_of(clip.labels, task, clip.name)
         kept: np.ndarray | None = None
         for number, clip in enumerate(listed):
             images = _images(clip, length, size_hw)
@@ -155,32 +189,6 @@ class ClipSet:
         return found
 
 
-class ClipView:
-    """One random change: the same mirror, place and colour for every frame of a clip.
-
-    Args:
-        rng: draws it.
-        augment: ranges of the change.
-        size_hw: of the frames.
-    """
-
-    def __init__(self, rng: np.random.Generator, augment: ClipData, size_hw: tuple[int, int]) -> None:
-        self.mirror = bool(rng.random() < augment.flip)
-        down, right = (round(value) for value in rng.uniform(-1, 1, 2) * augment.shift * size_hw)
-        self._rows = _mirrored(np.arange(size_hw[0]) - down, size_hw[0])
-        columns = _mirrored(np.arange(size_hw[1]) - right, size_hw[1])
-        self._columns = columns[::-1] if self.mirror else columns
-        gain = (1 + rng.uniform(-1, 1) * augment.colour) * (1 + rng.uniform(-1, 1, 3) * augment.colour)
-        levels = np.rint(np.arange(256)[:, None] * gain)
-        self._table = np.clip(levels, 0, 255).astype(np.uint8)[None]
-
-    def apply(self, clip: np.ndarray) -> np.ndarray:
-        """``clip`` (T, H, W, 3) uint8 BGR, changed; what was outside the picture mirrors what is inside."""
-        moved = np.take(np.take(clip, self._rows, axis=1), self._columns, axis=2)
-        flat: Any = cv2.LUT(moved.reshape(-1, moved.shape[2], 3), self._table)
-        return flat.reshape(moved.shape)
-
-
 @dataclass(frozen=True)
 class FeatureSet:
     """Clips as feature vectors of their frames, such as those of YouTube-8M.
@@ -190,7 +198,7 @@ class FeatureSet:
     Attributes:
         quantised: (N, length, D) uint8, zeros after the last frame of a shorter clip.
         counts: (N,) int64, real frames of each clip, at most ``length``.
-        targets: (N, classes) float32, 1 where a clip is of a class, else 0.
+        targets: (N, classes) float32, 1 where a clip is of a class, else 0; NaN where labels are not known.
         names: of the clips.
     """
 
@@ -214,14 +222,16 @@ class FeatureSet:
 
     @classmethod
     def read(
-        cls, uris: Sequence[str], length: int, task: TaskSpec, *, progress: Progress | None = None
-    ) -> FeatureSet:
+        cls, uris: Sequence[str], length: int, task: TaskSpec, *, labelled: bool = True,
+        progress: Progress | None = None,
+    ) -> FeatureSet:  # fmt: skip
         """Read every clip: its first ``length`` frames, a shorter one filled up with zeros, as published.
 
         Args:
             uris: TFRecord files or folders of them, see :func:`edge_sdk.distill.clips.features.features_of`.
             length: frames to keep of each clip, in YouTube-8M 300.
             task: a classification; a label is the position of a class in it.
+            labelled: look at their labels; without, all targets are NaN.
             progress: told of every clip.
 
         Raises:
@@ -249,7 +259,9 @@ class FeatureSet:
                     f"in {found[0].name}."
                 )
             quantised[number, : len(clip.values)] = clip.values
-        targets = np.stack([targets_by_number(clip, task) for clip in found])
+        targets = np.full((len(found), len(task.classes)), np.nan, np.float32)
+        for target, clip in zip(targets, found if labelled else (), strict=labelled):
+            target[:] = targets_by_number(clip, task)
         counts = np.array([len(clip.values) for clip in found], np.int64)
         return cls(quantised, counts, targets, tuple(clip.name for clip in found))
 
@@ -365,12 +377,3 @@ def _there(kept: np.ndarray | None) -> np.ndarray:
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]} x {shape[1]}"
-
-
-def _mirrored(places: np.ndarray, size: int) -> np.ndarray:
-    """Places along a side as places inside it, mirrored at the outermost pixels."""
-    if size == 1:
-        return np.zeros_like(places)
-    period = 2 * (size - 1)
-    inside = places % period
-    return np.minimum(inside, period - inside)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from edge_sdk.distill.clips.checkpoints import check_clip_network, check_comparable, save_clip_model
+from edge_sdk.distill.clips.data import joined, read_clips
 from edge_sdk.distill.clips.network import ClipNetwork
 from edge_sdk.distill.clips.objective import (
     Clips,
@@ -46,7 +47,12 @@ def distill_clips(
         check_clip_network(teacher, recipe.teacher, clips, len(task.classes)),
     )
     check_comparable(recipe.loss, (student, teacher), seen)
-    figures = _distil(recipe, student, teacher, clips, held_out, progress, resume)
+    shown = clips
+    if recipe.unlabelled:
+        shown = joined(
+            clips, read_clips(recipe.unlabelled, recipe.data, task, labelled=False, progress=progress)
+        )
+    figures = _distil(recipe, student, teacher, shown, held_out, progress, resume)
     if recipe.finetune:
         figures = _finetune(recipe, student, clips, held_out, figures, progress, resume)
     meta = {"recipe": recipe.dumped(), "figures": figures, "commit": commit}

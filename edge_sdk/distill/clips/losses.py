@@ -19,17 +19,20 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 def label_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    """Cross entropy with the labels, mean over the batch.
+    """Cross entropy with the labels, mean over the batch, in which a clip without labels counts as zero.
 
     Args:
         logits: (N, classes).
-        targets: (N, classes) float32, 1 where a clip is of a class.
+        targets: (N, classes) float32, 1 where a clip is of a class; NaN where its labels are not known.
         multi_label: class by class, summed over the classes (arXiv 1902.10640, L_CE); else over a softmax.
     """
-    logits = logits.float()
+    logits, known = logits.float(), ~targets.isnan()
+    wanted = targets.where(known, 0)
     if multi_label:
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
-    return F.cross_entropy(logits, targets)
+        parts = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    else:
+        parts = -wanted * F.log_softmax(logits, 1)
+    return (parts * known).sum(1).mean()
 
 
 def representation_loss(student: Tensor, teacher: Tensor) -> Tensor:

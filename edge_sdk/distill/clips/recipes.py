@@ -117,6 +117,8 @@ class ClipDistillRecipe(Settings):
         teacher: its ``module.checkpoint`` is a ``model.pt`` (serial training), or None to train it along with the
             student on the labels (parallel training); the student's losses never reach it.
         student: begins with fresh weights, or with those of ``module.checkpoint``.
+        unlabelled: URIs of further lists of clips, whose labels, if any, are not looked at: of these the student learns
+            what its teacher makes of them. Batches are drawn from all clips alike.
         train_norm: leave the frozen teacher's batch norm in training mode, as released for cross-resolution
             distillation.
         finetune: steps after the distillation in which the student learns from the labels alone.
@@ -129,6 +131,7 @@ class ClipDistillRecipe(Settings):
     student: ClipModel
     task: TaskSpec
     data: ClipData
+    unlabelled: tuple[str, ...] = ()
     loss: ClipLoss
     train_norm: bool = False
     finetune: Annotated[int, Field(ge=0)] = 0

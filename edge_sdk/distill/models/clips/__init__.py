@@ -51,7 +51,8 @@ def clip_network(
         samples: frames of a clip that are seen; needed by ``hrnn`` and ``order``.
         encoder: for frames ``small``, ``residual``, or ``tsm`` and ``causal3d``, which look at the frames before;
             ``features`` for vectors that were extracted before.
-        order: tell an aggregator that forgets the order about it, see :class:`Ordered`; not for ``hrnn``.
+        order: tell the aggregator when a frame was seen and what is new in it, see :class:`Ordered`; families other than
+            ``hrnn`` forget the order without.
         head: ``linear``, or ``mixture`` of logistic experts for ``multi_label`` tasks.
         dropout: share of the representation left out in training.
         options: of the parts by name: ``width``, ``depth``, ``features``, ``pool``, ``grid`` (:class:`SmallEncoder`);
@@ -66,8 +67,6 @@ def clip_network(
     make_encoder = _chosen("encoder", encoder, _ENCODERS)
     make_family = _chosen("family", family, _FAMILIES)
     make_head = _chosen("head", head, _HEADS)
-    if family == "hrnn" and order:
-        raise RecipeError("clip network: 'order' is for families that forget it; hrnn keeps it.")
     if samples is None and (family == "hrnn" or order):
         raise RecipeError("clip network: expected samples, the number of frames seen of a clip, got none.")
     if family == "hrnn":
