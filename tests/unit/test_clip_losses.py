@@ -139,7 +139,7 @@ def test_places_loss_is_the_mean_over_places_and_classes_alike() -> None:
         for head, maps in zip(heads, (student, teacher), strict=True)
     ]
     expected = heat**2 * divergence(said[1], said[0]).sum() / (4 * 6 * 16)
-    loss = places_loss(tensor(student), tensor(teacher), *heads, heat)
+    loss = places_loss(tensor(student), tensor(teacher), heads[0], heads[1], heat)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
 
 
