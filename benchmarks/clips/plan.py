@@ -158,7 +158,7 @@ def _distilled(
         plan, table, name, row, seed, _model(family.teacher, fewer.clips.length),
         _model(family.student, fewer.samples, sampling), fewer.clips, fewer.student, student.loss,
         None if student.parallel else _teacher(plan, "fewer", name, seed),
-        finetune=fewer.student.finetune if student.finetuned else 0,
+        finetune=fewer.student.finetune if student.finetuned else 0, unlabelled=student.unlabelled,
     )  # fmt: skip
 
 
@@ -189,13 +189,15 @@ def _trained(
 def _taught(
     plan: Benchmark, table: str, name: str, row: str, seed: int, teacher: ClipModel, student: ClipModel, clips: Clips,
     course: Course, loss: ClipLoss, frozen: Training | None, *, finetune: int = 0, train_norm: bool = False,
+    unlabelled: bool = True,
 ) -> Training:  # fmt: skip
     if frozen is not None:
         module = teacher.module.model_copy(update={"checkpoint": frozen.result})
         teacher = teacher.model_copy(update={"module": module})
     recipe = ClipDistillRecipe(
         kind="clips", out=Path("unnamed"), teacher=teacher, student=student, task=TASK,
-        data=_data(clips, course, seed), loss=loss, train_norm=train_norm and frozen is not None, finetune=finetune,
+        data=_data(clips, course, seed), unlabelled=clips.unlabelled_uris(seed) if unlabelled else (), loss=loss,
+        train_norm=train_norm and frozen is not None, finetune=finetune,
         finetune_lr=course.finetune_lr, optimiser=_optimiser(course), loop=_loop(course, seed, course.steps),
     )  # fmt: skip
     placed = _placed(plan, recipe, name_of(table, name, row, seed))

@@ -198,7 +198,7 @@ def test_a_frozen_teacher_stays_as_it_is(train_norm: bool) -> None:
     assert norm.training is train_norm
     assert not any(modes)
     task = TaskSpec(**world.TASK)
-    clip_figures(frozen, world.clips(), task, clip_model(4, "uniform"), batch=4)  # type: ignore[arg-type]
+    clip_figures(frozen, world.clips(), task, clip_model(4, "uniform"), batch=4)
     assert norm.training is train_norm
 
 

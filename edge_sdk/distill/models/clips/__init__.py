@@ -51,8 +51,8 @@ def clip_network(
         samples: frames of a clip that are seen; needed by ``hrnn`` and ``order``.
         encoder: for frames ``small``, ``residual``, or ``tsm`` and ``causal3d``, which look at the frames before;
             ``features`` for vectors that were extracted before.
-        order: tell the aggregator when a frame was seen and what is new in it, see :class:`Ordered`; families other than
-            ``hrnn`` forget the order without.
+        order: tell the aggregator when a frame was seen and what is new in it, see :class:`Ordered`; without, families
+            other than ``hrnn`` forget the order.
         head: ``linear``, or ``mixture`` of logistic experts for ``multi_label`` tasks.
         dropout: share of the representation left out in training.
         options: of the parts by name: ``width``, ``depth``, ``features``, ``pool``, ``grid`` (:class:`SmallEncoder`);
