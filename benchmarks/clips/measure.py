@@ -117,7 +117,7 @@ def _in_int8(bundle: Bundle, wanted: Measurement, progress: Progress) -> Bundle:
     recorded = wanted.student.recipe.out / "calibration.npz"
     recorded.unlink(missing_ok=True)
     draw = DrawSettings(
-        sources=(wanted.clips.train_uri(wanted.seed),), clips=min(_CALIBRATION_CLIPS, wanted.clips.train)
+        labelled=(wanted.clips.train_uri(wanted.seed),), clips=min(_CALIBRATION_CLIPS, wanted.clips.train)
     )
     calibrate(CalibrateRecipe(bundle=bundle.path, draw=draw, out=recorded), progress=progress)
     recipe = BuildRecipe(
