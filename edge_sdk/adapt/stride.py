@@ -137,6 +137,10 @@ class StrideSchedule:
             self._seen = luma
         return StepKind.KEYFRAME if self._teaches or age is None else StepKind.DELTA
 
+    def lost(self, frames: int) -> bool:
+        """Frames were lost: the next one is the teacher's."""
+        return False
+
     def _compared(self, image: np.ndarray) -> tuple[np.ndarray | None, bool]:
         """The picture's luma where it is of use, and whether it has changed since the last teacher frame."""
         least = self._settings.change

@@ -191,7 +191,8 @@ class EdgeRunner:
         """Answer one frame.
 
         A keyframe is forced where the state cannot be used: at the first frame, where ``seq`` does not follow the
-        last one's, after a failed step, and where :meth:`request_keyframe` asked for one.
+        last one's and the schedule does not bear the loss, after a failed step, and where :meth:`request_keyframe`
+        asked for one.
 
         Args:
             frame: a :class:`Frame`, or its image alone, (H, W, 3) uint8 BGR of the bundle's size; ``seq`` then counts

@@ -29,9 +29,24 @@ class Schedule(Protocol):
         """
         ...
 
+    def lost(self, frames: int) -> bool:
+        """Frames were lost between the last one and the next; whether the state still serves.
+
+        Args:
+            frames: how many, at least 1.
+        """
+        ...
+
     def reset(self) -> None:
         """Forget everything seen."""
         ...
+
+
+class _Unforgiving:
+    """A state rests on every frame before: where one is lost, it serves no more."""
+
+    def lost(self, frames: int) -> bool:
+        return False
 
 
 class AlwaysSchedule(Settings):
@@ -150,7 +165,8 @@ class SampleSchedule(Settings):
     clip's state, the others by the delta step, which adds to it.
 
     Of each ``length`` frames the frames ``i * length // samples`` are seen, as with uniform sampling of a clip. Where a
-    keyframe is needed (first frame, frames lost, requested), a new clip begins.
+    keyframe is needed (first frame, requested, or as many frames lost as lie between two samples), a new clip begins.
+    Where fewer are lost the clip goes on, and a sample that was among them is taken from the next frame.
 
     Args:
         length: frames of a clip.
@@ -217,7 +233,7 @@ ScheduleSettings = Annotated[
 SCHEDULES = (AlwaysSchedule, EverySchedule, ChangeSchedule, SampleSchedule, ExternalSchedule)
 
 
-class _Always:
+class _Always(_Unforgiving):
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
         return StepKind.KEYFRAME
 
@@ -225,7 +241,7 @@ class _Always:
         """Nothing is remembered."""
 
 
-class _Every:
+class _Every(_Unforgiving):
     def __init__(self, settings: EverySchedule) -> None:
         self._interval = settings.interval
         self._phase = settings.phase
@@ -241,7 +257,7 @@ class _Every:
         self._index = -1
 
 
-class _Change:
+class _Change(_Unforgiving):
     def __init__(self, settings: ChangeSchedule) -> None:
         self._settings = settings
         self._reference: np.ndarray | None = None
@@ -271,19 +287,33 @@ class _Sample:
     def __init__(self, settings: SampleSchedule) -> None:
         self._restart, self._length = settings.restart, settings.length
         self._seen = frozenset(settings.seen)
-        self._index = -1
+        self._bearable = (
+            settings.length // settings.samples
+        )  # frames from one that is seen to the next, at least
+        self.reset()
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
+        missed, self._missed = self._missed, frozenset()
         self._index = 0 if age is None else (self._index + 1) % self._length
-        if age is None or (self._index == 0 and self._restart):
+        passed = missed | {self._index}
+        if age is None or (0 in passed and self._restart):
             return StepKind.KEYFRAME
-        return StepKind.DELTA if self._index in self._seen else StepKind.SKIP
+        return StepKind.DELTA if passed & self._seen else StepKind.SKIP
+
+    def lost(self, frames: int) -> bool:
+        """A clip bears the loss of fewer frames than lie between two samples; a sample among them is taken late."""
+        if frames >= self._bearable:
+            return False
+        self._missed |= {(self._index + i) % self._length for i in range(1, frames + 1)}
+        self._index = (self._index + frames) % self._length
+        return True
 
     def reset(self) -> None:
         self._index = -1
+        self._missed: frozenset[int] = frozenset()
 
 
-class _External:
+class _External(_Unforgiving):
     def __init__(self, max_interval: int | None) -> None:
         self._max_interval = max_interval
 

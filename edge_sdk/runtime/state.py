@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
+import numpy as np
+
 from edge_sdk.bundle import state_input, state_output
 from edge_sdk.runtime.engine import Buffer
 from edge_sdk.tensors import TensorSpec
@@ -73,6 +75,13 @@ class StreamState:
         self.age += 1
         self.slot = (self.slot + 1) % len(self._slots)
 
-    def skipped(self) -> None:
-        """A frame went by without a step."""
-        self.age += 1
+    def skipped(self, frames: int = 1) -> None:
+        """Frames went by without a step."""
+        self.age += frames
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view of ``array`` that nobody can write through."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -15,7 +15,7 @@ from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, Engine, Lane
 from edge_sdk.runtime.learning import Learning, NewEngines
 from edge_sdk.runtime.result import BareTime, Result, StageTimes, StepKind
 from edge_sdk.runtime.schedule import Schedule
-from edge_sdk.runtime.state import StreamState
+from edge_sdk.runtime.state import StreamState, read_only
 from edge_sdk.runtime.steps import StepEngines, warmed_up
 from edge_sdk.tasks import Prediction
 from edge_sdk.video.frame import Frame, Truth
@@ -87,7 +87,7 @@ class Stream:
         self._frame = frame.host
         self._shape, self._dtype = self._frame.shape, self._frame.dtype
         self._answers = {name: buffer.host for name, buffer in outputs.items()}
-        self._outputs = {name: _read_only(answer) for name, answer in self._answers.items()}
+        self._outputs = {name: read_only(answer) for name, answer in self._answers.items()}
         deltas = tuple(step for bank in self._deltas for step in bank)
         self.first_ms, self.second_ms = warmed_up(
             {"background keyframe": beside, "keyframe": self._keyframes, "delta": deltas}
@@ -321,7 +321,10 @@ class Stream:
             )
         if self._learning is not None:
             self._take_weights(self._learning)
-        broken = not self.state.valid or seq != self._last_seq + 1
+        missed = seq - self._last_seq - 1
+        broken = not self.state.valid or (missed != 0 and not (missed > 0 and self._schedule.lost(missed)))
+        if not broken:
+            self.state.skipped(missed)
         background = self._background
         if background is not None:
             if broken:
@@ -381,7 +384,7 @@ class Stream:
 
 
 def _check_beside(rewritten: Sequence[str], *, background: bool, learning: bool) -> None:
-    """Refuse what a state that deltas rewrite does not allow."""
+    """Refuse what a rewritten state does not allow."""
     if background and rewritten:
         raise BundleError(
             f"background keyframes: the delta step rewrites the state '{rewritten[0]}', so a keyframe that comes "
@@ -393,9 +396,3 @@ def _check_beside(rewritten: Sequence[str], *, background: bool, learning: bool)
             f"adapt: the delta step rewrites the state '{rewritten[0]}', which new weights could not take over.",
             hint="Export a student that reads its state only.",
         )
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.flags.writeable = False
-    return view

@@ -69,13 +69,15 @@ class States:
     ("schedule", "lost", "kinds"),
     [
         # Of 7 frames 0, 2 and 4.
-        (SCHEDULE, (), "ksdsdssksdsdssksd"),
-        (SCHEDULE, (5,), "ksdsdksdsdssksdsd"),
-        (SCHEDULE.model_copy(update={"restart": False}), (), "ksdsdssdsdsdssdsd"),
+        (SCHEDULE, {}, "ksdsdssksdsdssksd"),
+        (SCHEDULE, {5: 2}, "ksdsdksdsdssksdsd"),  # as many lost as lie between two samples: a new clip
+        (SCHEDULE, {5: 1}, "ksdsdsksdsdssksds"),  # fewer: the clip goes on
+        (SCHEDULE, {4: 1}, "ksdsdsksdsdssksds"),  # and a sample that was lost is taken late
+        (SCHEDULE.model_copy(update={"restart": False}), {}, "ksdsdssdsdsdssdsd"),
     ],
 )
 def test_scores_and_state_are_bit_for_bit_those_of_sessions(
-    bundle: Bundle, schedule: SampleSchedule, lost: tuple[int, ...], kinds: str
+    bundle: Bundle, schedule: SampleSchedule, lost: dict[int, int], kinds: str
 ) -> None:
     images, seq = random_images(len(kinds), SIZE), 0
     backend, seen = RecordingBackend(backend_named("onnxruntime"), bundle), States()
@@ -83,7 +85,7 @@ def test_scores_and_state_are_bit_for_bit_those_of_sessions(
     with EdgeRunner(bundle, backend=backend, schedule=schedule, threads=1) as runner:
         backend.observer = seen
         for index, image in enumerate(images):
-            seq += 2 if index in lost else 1
+            seq += 1 + lost.get(index, 0)
             result = runner(Frame(image, seq, 0.0))
             found.append((scores_of(result).tobytes(), seen.last))
             ages.append((result.kind.value[0], result.state_age))
@@ -91,8 +93,8 @@ def test_scores_and_state_are_bit_for_bit_those_of_sessions(
     assert found == by_hand(bundle, images, kinds)
     assert seen.runs == len(kinds) - kinds.count("s")  # a frame that is not seen runs nothing
     clip = 0
-    for kind, age in ages:
-        clip = 0 if kind == "k" else clip + 1
+    for index, (kind, age) in enumerate(ages):
+        clip = 0 if kind == "k" else clip + 1 + lost.get(index, 0)
         assert age == clip
 
 

@@ -243,3 +243,49 @@ def test_two_schedules_of_one_setting_are_independent(
 def test_bad_settings_are_named(data: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_settings({"schedule": data}, Holder, "recipe")
+
+
+def bearing(settings: SampleSchedule, frames: list[int]) -> str:
+    """One letter for each frame that came, by its number in the stream; whoever bears no loss begins anew."""
+    schedule, letters, last, age = settings.start(), "", -1, 0
+    for seq in frames:
+        missed = seq - last - 1
+        whole = last >= 0 and (missed == 0 or schedule.lost(missed))
+        kind = schedule.decide(BLANK, age + 1 + missed if whole else None)
+        age, last = (0 if kind is StepKind.KEYFRAME else age + 1 + missed), seq
+        letters += kind.value[0]
+    return letters
+
+
+@pytest.mark.parametrize(
+    ("settings", "frames", "expected"),
+    [
+        # Seen are 0, 3 and 6 of each 9; frame 1 is lost, which nobody would have seen.
+        ((9, 3, True), [0, 2, 3, 4, 5, 6], "ksdssd"),
+        # The sample at 3 is lost and taken late, the next one is where it was.
+        ((9, 3, True), [0, 1, 2, 4, 5, 6, 7], "kssdsds"),
+        ((9, 3, True), [0, 1, 2, 5, 6, 7], "kssdds"),
+        # As many as lie between two samples.
+        ((9, 3, True), [0, 1, 5, 6, 7, 8], "kskssd"),
+        # The clip's end is among the lost: the next clip begins with the frame that comes, and keeps its places.
+        ((9, 3, True), [0, 1, 2, 3, 6, 7, 8, 10, 11, 12], "kssddssksd"),
+        # Without restart it is a late sample like any other.
+        ((4, 1, False), [0, 1, 3, 5, 6], "kssds"),
+        # Where every frame is seen, each one counts.
+        ((4, 4, True), [0, 1, 3, 4], "kdkd"),
+    ],
+)
+def test_what_a_clip_bears_of_lost_frames(
+    settings: tuple[int, int, bool], frames: list[int], expected: str
+) -> None:
+    length, samples, restart = settings
+    assert bearing(SampleSchedule(length=length, samples=samples, restart=restart), frames) == expected
+
+
+@given(
+    lost=st.integers(1, 20),
+    which=st.sampled_from([AlwaysSchedule(), EverySchedule(interval=5), ExternalSchedule()]),
+)
+def test_other_schedules_bear_no_loss(lost: int, which: Settings) -> None:
+    schedule: Schedule = which.start()  # type: ignore[attr-defined]
+    assert not schedule.lost(lost)
