@@ -115,7 +115,7 @@ def pixel() -> nn.Conv2d:
     conv = nn.Conv2d(1, 1, 1)
     with torch.no_grad():
         conv.weight.fill_(1.0)
-        conv.bias.fill_(10.0)
+        nn.init.constant_(conv.bias, 10.0)  # type: ignore[arg-type]
     return conv
 
 

@@ -76,7 +76,9 @@ def test_work_of_a_stream_by_hand() -> None:
 )
 def test_work_of_a_network(gate: str, gates: int) -> None:
     work = to_skip(
-        nets.randomise(nets.tiny()), torch.zeros(1, 3, 32, 48), SkipSettings(gate=gate, exclude=("8",))
+        nets.randomise(nets.tiny()),
+        torch.zeros(1, 3, 32, 48),
+        SkipSettings.model_validate({"gate": gate, "exclude": ["8"]}),
     ).work
     area = 16 * 24
     expected = area * 9 * (3 * 8 + 8 * 8 + 8 * 8)
@@ -121,7 +123,9 @@ def test_clips_are_frames_in_order_and_evenly_spread(frames: int, gap: int) -> N
             assert len(gaps) == 1
             assert 1 <= min(gaps) <= gap
             seen |= gaps
-            assert np.array_equal(mask, sampler.frames.masks[places[-1]])
+            label = sampler.frames.masks[places[-1]]
+            assert label is not None
+            assert np.array_equal(mask, label)
     assert max(seen) == min(gap, 5 // (frames - 1))
 
 
