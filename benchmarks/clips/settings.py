@@ -218,7 +218,7 @@ FULL = Benchmark(
             "nextvlad": _family("nextvlad", 0.05, 4.0, {**_BOTH, "clusters": 16, "hidden": 128}, dropout=0.0),
         },
         teacher=Course(steps=1500),
-        student=Course(steps=2500, finetune=300),
+        student=Course(steps=3000, finetune=300),
     ),
     smaller=Smaller(
         clips=Clips(side=64, length=8, train=480, validation=600, test=1200, unlabelled=1920),
