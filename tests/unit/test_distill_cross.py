@@ -134,8 +134,7 @@ def test_the_students_sides(
 @settings(max_examples=60, deadline=None)
 def test_sides_are_the_next_multiple_of_the_share(side: int, thousandths: int, multiple: int) -> None:
     found, _ = SmallInput(nn.Identity(), thousandths / 1000, multiple).size_of((side, 7))
-    assert found % multiple == 0
-    assert found > 0
+    assert found % multiple == 0 < found
     assert 1000 * found >= side * thousandths  # in whole numbers, without rounding
     assert found == multiple or 1000 * (found - multiple) < side * thousandths
 
@@ -232,8 +231,7 @@ def test_feature_loss_is_the_mean_over_all_elements() -> None:
     teacher = torch.randn(2, 3, 4, 6, generator=generator)
     assert float(feature_loss(teacher + 2.0, teacher)) == pytest.approx(4.0)
     small = torch.randn(2, 3, 2, 3, generator=generator)
-    drawn_up = F.interpolate(small, size=(4, 6), mode="bilinear")
-    expected = np.square(drawn_up.numpy() - teacher.numpy()).mean()
+    expected = np.square((F.interpolate(small, size=(4, 6), mode="bilinear") - teacher).numpy()).mean()
     assert float(feature_loss(small, teacher)) == pytest.approx(expected)
 
 
