@@ -24,13 +24,15 @@ Claim = tuple[str, str, bool]
 WITHIN, ABOVE = 2.0, 2.0  # points of top-1
 FEWER_MACS, FEWER_TIME, SMALLER_SPEED = 0.85, 0.30, 3.0
 HOW = """\
-Clips are the twelve classes of `synthetic:motions`, which no single frame tells apart. *top-1* is in percent. In the
-tables of what was measured it is that of the exported bundles over test clips that no training has seen: EdgeRunner is
-given every frame of a clip and its last answer counts. In the tables of losses and of samplings it is that of the
-trained networks over validation clips. Each seed has its own weights, batches and training clips, and its own teacher;
-a student is compared with the teacher of its seed. A cell with more than one seed is their mean, with the least and the
-greatest in brackets. Times: one thread of ONNX Runtime, float32, interleaved runs over the same clips, skipped frames
-included; *speed-up* is the teacher's time over this one, within each run."""
+Clips are the twelve classes of `synthetic:motions`, which no single frame tells apart. *top-1* is in percent. In
+the tables of what was measured it is that of the exported bundles over test clips that no training has seen:
+EdgeRunner is given every frame of a clip and its last answer counts. In the tables of losses and of samplings it is
+that of the trained networks over validation clips. Each seed has its own weights, batches and training clips, and
+its own teacher; a student is compared with the teacher of its seed. Teachers and students without one learn from
+the labelled clips; a distilled student also from clips whose labels nobody looks at, of which it learns what its
+teacher makes of them. A cell with more than one seed is their mean, with the least and the greatest in brackets.
+Times: one thread of ONNX Runtime, float32, interleaved runs over the same clips, skipped frames included;
+*speed-up* is the teacher's time over this one, within each run."""
 FEWER = """\
 The teacher sees all {length} frames of a clip, the student {samples} of them: frames 0, {stride}, {twice}, ... The
 student *without a teacher* learns from the labels for as many steps as the other one learns in all; both begin with
@@ -259,8 +261,9 @@ def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
         f"Written by `{command}`; settings in settings.py. Machine: {conditions.cpu}, {conditions.cores} cores; "
         f"{conditions.date}; trained at commit {', '.join(commits)}, measured at commit {', '.join(measured)}. "
         f"Seeds of what is claimed: {', '.join(map(str, plan.seeds))}; of the other rows: "
-        f"{', '.join(map(str, plan.further_seeds))}. Clips: {fewer.clips.train} to train on, {fewer.clips.validation} "
-        f"to validate and {fewer.clips.test} to test.", "",
+        f"{', '.join(map(str, plan.further_seeds))}. Clips of a seed: {fewer.clips.train} with labels and "
+        f"{fewer.clips.unlabelled} without; {fewer.clips.validation} to validate, {fewer.clips.test} to test; noise "
+        f"{fewer.clips.noise:g} grey levels.", "",
         HOW, "",
         "## Fewer frames", "",
         FEWER.format(length=fewer.clips.length, samples=fewer.samples, stride=stride, twice=2 * stride), "",
