@@ -165,8 +165,8 @@ def training_text() -> list[str]:
         f"{scores['miou_alone']:.4f} in",
         f"its training's validation (torch, one alignment), as a pair {scores['miou_k5']:.4f} at K=5 and "
         f"{scores['miou_k10']:.4f} at K=10: with this teacher,",
-        "keyframes bring it nearer to the teacher's answers, hardly nearer to the labels. The small network on every frame is",
-        "the simpler choice wherever the teacher is no better than that.",
+        "keyframes bring it nearer to the teacher's answers, hardly nearer to the labels. The small network on every",
+        "frame is the simpler choice wherever the teacher is no better than that.",
         "",
         "Tried before: the pair in one stage of 1200 steps from the teacher's weights, with the same losses but",
         "`alone: 0.5` and `lr: 0.0008`: 0.5758 at K=5, 0.5693 at K=10 and 0.5683 by itself. Two stages were chosen",
