@@ -42,7 +42,7 @@ class Training:
     """One training.
 
     Args:
-        table: ``fewer``, ``samplings`` or ``smaller``.
+        table: ``fewer``, ``losses``, ``samplings`` or ``smaller``.
         network: family, or kind of network.
         row: as in the table.
         seed: of weights, batches and training clips.
@@ -81,7 +81,7 @@ def name_of(*parts: object) -> str:
 def trainings(plan: Benchmark) -> dict[str, Training]:
     """All of them by name."""
     found: dict[str, Training] = {}
-    for training in (*_fewer(plan), *_samplings(plan), *_smaller(plan)):
+    for training in (*_fewer(plan), *_losses(plan), *_samplings(plan), *_smaller(plan)):
         if training.name in found:
             raise ValueError(f"two trainings are named {training.name}")
         found[training.name] = training
@@ -91,24 +91,37 @@ def trainings(plan: Benchmark) -> dict[str, Training]:
 def _fewer(plan: Benchmark) -> Iterator[Training]:
     fewer = plan.fewer
     for name, family in fewer.families.items():
-        for seed in dict.fromkeys((*plan.seeds, *plan.further_seeds)):
+        for seed in plan.seeds:
             yield _teacher(plan, "fewer", name, seed)
-            if seed in plan.seeds:
-                yield _undistilled(plan, name, "uniform", "fewer", FEWER_BASELINE, seed)
-            for row, student in family.rows().items():
-                if seed in (plan.seeds if row == FEWER_CLAIMED else plan.further_seeds):
-                    yield _distilled(plan, name, "uniform", "fewer", row, seed, student)
+            yield _undistilled(plan, name, "uniform", "fewer", FEWER_BASELINE, seed, fewer.student)
+            yield _distilled(
+                plan, name, "uniform", "fewer", FEWER_CLAIMED, seed, family.claimed, fewer.student
+            )
+
+
+def _losses(plan: Benchmark) -> Iterator[Training]:
+    name, short = plan.fewer.compared, plan.fewer.short
+    for seed in plan.further_seeds:
+        if seed not in plan.seeds:
+            yield _teacher(plan, "fewer", name, seed)
+        yield _undistilled(plan, name, "uniform", "losses", FEWER_BASELINE, seed, short)
+        for row, student in plan.fewer.families[name].rows().items():
+            yield _distilled(plan, name, "uniform", "losses", row, seed, student, short)
 
 
 def _samplings(plan: Benchmark) -> Iterator[Training]:
     fewer = plan.fewer
-    name = fewer.sampled_family
-    student = fewer.families[name].rows()[FEWER_CLAIMED]
+    name = fewer.compared
     for sampling in fewer.samplings:
         # Uniform is in the table of losses.
         for seed in plan.further_seeds if sampling != "uniform" else ():
-            yield _undistilled(plan, name, sampling, "samplings", f"{sampling}, no teacher", seed)
-            yield _distilled(plan, name, sampling, "samplings", f"{sampling}, distilled", seed, student)
+            yield _undistilled(
+                plan, name, sampling, "samplings", f"{sampling}, no teacher", seed, fewer.short
+            )
+            yield _distilled(
+                plan, name, sampling, "samplings", f"{sampling}, distilled", seed,
+                fewer.families[name].claimed, fewer.short,
+            )  # fmt: skip
 
 
 def _smaller(plan: Benchmark) -> Iterator[Training]:
@@ -143,22 +156,25 @@ def _teacher(plan: Benchmark, table: str, name: str, seed: int) -> Training:
     return _trained(plan, table, name, TEACHER, seed, model, clips, course)
 
 
-def _undistilled(plan: Benchmark, name: str, sampling: Sampling, table: str, row: str, seed: int) -> Training:
+def _undistilled(
+    plan: Benchmark, name: str, sampling: Sampling, table: str, row: str, seed: int, course: Course
+) -> Training:
     """The student on the labels alone, for as many steps as the distilled one has in all."""
-    fewer, course = plan.fewer, plan.fewer.student
+    fewer = plan.fewer
     model = _model(fewer.families[name].student, fewer.samples, sampling)
     return _trained(plan, table, name, row, seed, model, fewer.clips, course, course.steps + course.finetune)
 
 
 def _distilled(
-    plan: Benchmark, name: str, sampling: Sampling, table: str, row: str, seed: int, student: StudentRow
-) -> Training:
+    plan: Benchmark, name: str, sampling: Sampling, table: str, row: str, seed: int, student: StudentRow,
+    course: Course,
+) -> Training:  # fmt: skip
     fewer, family = plan.fewer, plan.fewer.families[name]
     return _taught(
         plan, table, name, row, seed, _model(family.teacher, fewer.clips.length),
-        _model(family.student, fewer.samples, sampling), fewer.clips, fewer.student, student.loss,
+        _model(family.student, fewer.samples, sampling), fewer.clips, course, student.loss,
         None if student.parallel else _teacher(plan, "fewer", name, seed),
-        finetune=fewer.student.finetune if student.finetuned else 0, unlabelled=student.unlabelled,
+        finetune=course.finetune if student.finetuned else 0, unlabelled=student.unlabelled,
     )  # fmt: skip
 
 

@@ -99,8 +99,13 @@ class Family:
     representation: float
     prediction: float
 
+    @property
+    def claimed(self) -> StudentRow:
+        """The student that claims are about."""
+        return self.rows()[FEWER_CLAIMED]
+
     def rows(self) -> dict[str, StudentRow]:
-        """The students by name; the one that claims are about is ``FEWER_CLAIMED``."""
+        """The students of the table of losses by name."""
         rep, pred = self.representation, self.prediction
         together = ClipLoss(label=1.0, representation=rep, prediction=pred)
         return {
@@ -121,15 +126,21 @@ FEWER_BASELINE = "no teacher"
 
 @dataclass(frozen=True)
 class Fewer:
-    """The table of fewer frames."""
+    """The tables of fewer frames.
+
+    Args:
+        student: of what is claimed.
+        short: of the tables of losses and of samplings, which are of one family, ``compared``, alone.
+    """
 
     clips: Clips
     samples: int
     families: dict[str, Family]
     teacher: Course
     student: Course
+    short: Course
     samplings: tuple[Sampling, ...] = ("uniform", "random", "first", "middle", "last", "first_middle_last")
-    sampled_family: str = "hrnn"
+    compared: str = "hrnn"
 
 
 @dataclass(frozen=True)
@@ -218,7 +229,8 @@ FULL = Benchmark(
             "nextvlad": _family("nextvlad", 0.05, 4.0, {**_BOTH, "clusters": 16, "hidden": 128}, dropout=0.0),
         },
         teacher=Course(steps=1500),
-        student=Course(steps=3000, finetune=300),
+        student=Course(steps=3000),
+        short=Course(steps=1200, finetune=200),
     ),
     smaller=Smaller(
         clips=Clips(side=64, length=8, train=480, validation=600, test=1200, unlabelled=1920),
@@ -261,6 +273,7 @@ TRIAL = replace(
     FULL,
     fewer=replace(
         FULL.fewer, clips=Clips(16, 12, train=12, validation=12, test=12), samples=4, teacher=_FEW, student=_FEW,
+        short=_FEW,
         families={
             name: replace(
                 family,

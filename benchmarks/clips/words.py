@@ -206,22 +206,22 @@ def _quarters(length: int) -> list[int]:
 
 
 def _losses(found: Found) -> str:
-    plan = found.plan
-    names = list(plan.fewer.families)
-    rows = ["teacher", FEWER_BASELINE, *next(iter(plan.fewer.families.values())).rows()]
-    lines = [(row, *(spread(found.validated("fewer", name, row)) for name in names)) for row in rows]
-    return table_of(("row", *names), lines)
+    fewer = found.plan.fewer
+    name = fewer.compared
+    lines = [("teacher", spread(found.validated("fewer", name, "teacher")))]
+    lines += [
+        (row, spread(found.validated("losses", name, row)))
+        for row in (FEWER_BASELINE, *fewer.families[name].rows())
+    ]
+    return table_of(("row", name), lines)
 
 
 def _samplings(found: Found) -> str:
     fewer = found.plan.fewer
-    seeds = found.plan.further_seeds
 
     def cell(sampling: str, row: str, own: str) -> str:
-        if sampling != "uniform":
-            return spread(found.validated("samplings", fewer.sampled_family, own))
-        names = [name_of("fewer", fewer.sampled_family, row, seed) for seed in seeds]
-        return spread([100 * found.notes[name]["figures"]["top1"] for name in names if name in found.notes])
+        table, named = ("losses", row) if sampling == "uniform" else ("samplings", own)
+        return spread(found.validated(table, fewer.compared, named))
 
     lines = [
         (
@@ -268,9 +268,10 @@ def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
         "## Fewer frames", "",
         FEWER.format(length=fewer.clips.length, samples=fewer.samples, stride=stride, twice=2 * stride), "",
         _measured(found, "fewer", fewer.families, titles),
-        "Losses, singly and together, serial (a trained teacher, frozen) unless said:", "",
+        f"Losses, singly and together, serial (a trained teacher, frozen) unless said; {fewer.compared}, "
+        f"{fewer.short.steps} steps in place of {fewer.student.steps}:", "",
         _losses(found),
-        f"Which frames are seen, {fewer.sampled_family}; a device sees them evenly spread (uniform):", "",
+        f"Which frames are seen, {fewer.compared}, as many steps; a device sees them evenly spread (uniform):", "",
         _samplings(found),
         f"How soon an answer is right, seed {plan.seeds[0]}: top-1 after so many frames of a clip.", "",
         STREAM, "",
