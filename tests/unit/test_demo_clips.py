@@ -100,7 +100,7 @@ def test_a_changed_setting_is_another_training(benchmark):
     wanted = {
         name
         for name, one in before.items()
-        if one.table in ("fewer", "samplings")
+        if one.table in ("fewer", "losses", "samplings")
         and (one.row == "teacher" or (one.after is not None and one.after.startswith("fewer")))
     }
     assert changed == wanted
