@@ -1,4 +1,4 @@
-"""``edge-sdk demo clips``: a clip classifier that sees six frames of thirty, taught by one that sees them all.
+"""``edge-sdk demo clips``: a clip classifier that sees six frames of twenty-four, taught by one that sees them all.
 
 Every stage is the public function that a user calls with a recipe of their own; nothing here is a short cut.
 """
@@ -29,10 +29,10 @@ from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.tasks import TaskSpec
 from edge_sdk.video import MOTION_CLASSES, open_clips, open_sink
 
-SIDE, SMALL, LENGTH, SAMPLES = 64, 32, 30, 6
+SIDE, SMALL, LENGTH, SAMPLES = 64, 32, 24, 6
 _LABELLED, _UNLABELLED, _TEST, _SHOWN = 192, 480, 120, 8
 _ENLARGED = 6
-_TEACHER_STEPS, _STUDENT_STEPS = 250, 350
+_TEACHER_STEPS, _STUDENT_STEPS = 240, 320
 _FACTORY = "edge_sdk.distill.models.clips:clip_network"
 
 
