@@ -36,6 +36,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"family": "nextvlad", "clusters": 3, "groups": 2, "hidden": 6, "order": True, "samples": SAMPLES, **_SMALL},
     ),
     "mean": (f"{_MODELS}:clip_network", {"family": "mean", **_SMALL}),
+    "tsm": (f"{_MODELS}:tsm_network", {"width": 8, "strides": [2, 2, 1]}),
+    "causal3d": (f"{_MODELS}:causal3d_network", {"width": 8, "strides": [2, 2, 1]}),
 }  # fmt: skip
 
 

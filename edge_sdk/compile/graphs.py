@@ -55,8 +55,9 @@ class ClassDecoder(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """The scores of ``logits``."""
-        own = logits.squeeze(0).float()
-        return own.sigmoid() if self.multi_label else own.softmax(0)
+        # The batch goes last: TensorRT has no softmax over a tensor of one axis.
+        own = logits.float()
+        return (own.sigmoid() if self.multi_label else own.softmax(1)).squeeze(0)
 
 
 def decoder_for(task: TaskSpec, frame_hw: tuple[int, int], stride: int) -> nn.Module:

@@ -191,6 +191,13 @@ def _sliding(network: nn.Module, samples: int) -> ClipNetwork:
     return SlidingWindow(network, samples).eval()
 
 
+def _skip(path: Path, meta: dict[str, Any], recipe: ExportRecipe) -> Origin:
+    from edge_sdk.distill.skip.train import load_skip
+
+    pair, trained, known = load_skip(path)
+    return Origin(pair, trained.task, trained.preprocess, known)
+
+
 def _cross(path: Path, meta: dict[str, Any], recipe: ExportRecipe) -> Origin:
     from edge_sdk.distill.cross import load_cross
 
@@ -200,5 +207,5 @@ def _cross(path: Path, meta: dict[str, Any], recipe: ExportRecipe) -> Origin:
 
 _Load = Callable[[Path, dict[str, Any], ExportRecipe], Origin]
 _KINDS: Mapping[str, _Load] = MappingProxyType(
-    {"delta": _delta, "per_frame": _per_frame, "clips": _clips, "cross": _cross}
+    {"delta": _delta, "per_frame": _per_frame, "clips": _clips, "skip": _skip, "cross": _cross}
 )

@@ -54,13 +54,13 @@ def graph_macs(model: onnx.ModelProto) -> int:
             total += math.prod(shapes[node.input[1]]) * math.prod(places)
         elif node.op_type in ("MatMul", "Gemm"):
             given = [constants[name] for name in node.input[:2] if name in constants]
-            if not any(_only_resizes(onnx.numpy_helper.to_array(t)) for t in given):
+            if not any(only_resizes(onnx.numpy_helper.to_array(t)) for t in given):
                 inner = shapes[node.input[0]][-1]
                 total += math.prod(shapes[node.output[0]]) * inner
     return total
 
 
-def _only_resizes(matrix: np.ndarray) -> bool:
+def only_resizes(matrix: np.ndarray) -> bool:
     """Whether a constant is a linear interpolation: at most two weights a place, adding up to one."""
     if matrix.ndim != 2 or (matrix < 0).any():
         return False

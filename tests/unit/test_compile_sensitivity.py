@@ -19,6 +19,7 @@ from edge_sdk.compile.quantize.sensitivity import facts_of, layer_damage, meet_b
 from edge_sdk.compile.quantize.trial import PairTrial
 from edge_sdk.compile.quantize.variants import Quantizer
 from edge_sdk.errors import EngineError, RecipeError
+from edge_sdk.runtime.schedule import EverySchedule
 from tests import quantised_pairs as pairs
 
 LAYERS = {"first", "mix", "recall", "up"}
@@ -116,7 +117,9 @@ def test_without_a_sweep_the_loss_is_told_and_nothing_kept(spoilt: Quantizer) ->
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
 def test_a_budget_that_cannot_be_met_is_an_error_with_the_trials(spoilt: Quantizer, backend: Any) -> None:
-    match = rf"int8 for {backend}: it loses more than 0\.0 mIoU points \(0 kept: [\d.]+; 1 kept: [\d.]+\).*max_drop"
+    match = (
+        rf"int8 for {backend}: it loses more than 0\.0 points \(0 kept: [\d.]+; 1 kept: [\d.]+\).*max_drop"
+    )
     with pytest.raises(EngineError, match=match):
         meet_budget(spoilt, Int8Settings(), accuracy(max_drop=0), backend, silent)
 
@@ -162,7 +165,7 @@ def test_progress_ends_where_it_said(plain: Quantizer) -> None:
 def test_a_trial_runs_as_the_pair_does(plain: Quantizer) -> None:
     """State handed on from step to step, a keyframe every interval: as in a session of our own."""
     frames = pairs.images(9)
-    found = list(PairTrial(plain.graphs).stream(frames, pairs.INTERVAL))
+    found = list(PairTrial(plain.graphs).stream(frames, EverySchedule(interval=pairs.INTERVAL)))
     for mine, theirs in zip(found, pairs.stream(plain.graphs, frames), strict=True):
         assert set(mine) == {"mask"}
         assert np.array_equal(mine["mask"], theirs["mask"])

@@ -75,6 +75,18 @@ def operators(view: GraphView, target: Target) -> Iterator[Finding]:
             yield target.at("operator", "error", node, what, repair)
 
 
+def softmax_axes(view: GraphView, target: Target) -> Iterator[Finding]:
+    """TensorRT: a softmax runs over a tensor of two axes or more."""
+    if not target.for_tensorrt:
+        return
+    for node in view.of_type("Softmax", "LogSoftmax"):
+        shape = view.shape(node.input[0])
+        if shape is not None and len(shape) < 2:
+            what = f"its input '{node.input[0]}' has {len(shape)} axis, TensorRT's softmax needs two"
+            repair = "Keep the batch axis until after it."
+            yield target.at("softmax-axes", "error", node, what, repair, node.input[0])
+
+
 def bytes_inside(view: GraphView, target: Target) -> Iterator[Finding]:
     """TensorRT: uint8 is for inputs and outputs alone, a Cast to or from float stands next to them."""
     if not target.for_tensorrt:
@@ -262,6 +274,7 @@ RULES = (
     static_shapes,
     opsets,
     operators,
+    softmax_axes,
     bytes_inside,
     precision_met,
     unquantised_layers,

@@ -25,6 +25,8 @@ from edge_sdk.errors import EngineError
 from edge_sdk.manifest import StateForm, is_state, state_input, state_output
 from edge_sdk.optional import require
 
+# Nodes that only rearrange numbers.
+_MOVES = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose")
 _MOST = float(np.finfo(np.float16).max)
 
 
@@ -106,8 +108,14 @@ def wide_nodes(model: onnx.ModelProto, sums: Accumulators) -> list[str]:
         for value in model.graph.output
         if not is_state(value.name) and value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    adding = [node.name for node in sums.nodes_of(model)]
-    return [*adding, *(node.name for node in model.graph.node if answers.intersection(node.output))]
+    makers = Wiring(model.graph).makers
+    found = [node.name for node in sums.nodes_of(model)]
+    for answer in answers:
+        node = makers.get(answer)
+        while node is not None:  # back to what computes it
+            found.append(node.name)
+            node = makers.get(node.input[0]) if node.op_type in _MOVES else None
+    return found
 
 
 def _join_kept(model: onnx.ModelProto) -> None:
@@ -121,10 +129,12 @@ def _join_kept(model: onnx.ModelProto) -> None:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in once]
     del graph.node[:]
     graph.node.extend(nodes)
+    given = {value.name for value in graph.input}
     halving = {
         node.output[0]: node.input[0]
         for node in graph.node
-        if node.name.endswith("_cast_to_fp16_node") or node.name.startswith("graph_input_cast")
+        if node.name.endswith("_cast_to_fp16_node")
+        or (node.name.startswith("graph_input_cast") and node.input[0] in given)
     }
     for node in graph.node:
         if node.name.endswith("_cast_to_fp32_node") and node.input[0] in halving:
@@ -135,12 +145,12 @@ def _join_kept(model: onnx.ModelProto) -> None:
 def _write_directly(graph: onnx.GraphProto, halving: Mapping[str, str]) -> None:
     """Let a node that computes in float32 write a float32 output itself, in place."""
     wiring = Wiring(graph)
-    for cast in [node for node in graph.node if node.name.startswith("graph_output_cast")]:
-        source = halving.get(cast.input[0])
+    for cast in [node for node in graph.node if node.op_type == "Cast"]:
+        output, source = cast.output[0], halving.get(cast.input[0])
         maker = wiring.makers.get(source or "")
-        if source is None or maker is None:
+        casts_out = cast.name.startswith("graph_output_cast") and output in wiring.outputs
+        if not casts_out or source is None or maker is None:
             continue
-        output = cast.output[0]
         maker.output[list(maker.output).index(source)] = output
         replace_input(graph.node, source, output)
         graph.node.remove(cast)

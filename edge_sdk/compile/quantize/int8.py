@@ -21,7 +21,15 @@ import onnx
 from edge_sdk.build.recipe import Int8Settings
 from edge_sdk.compile.accumulators import Accumulators, accumulators_of
 from edge_sdk.compile.quantize.frame import CENTRED, fold_frame, range_of_bytes, read_bytes
-from edge_sdk.compile.quantize.nodes import Wiring, drop_unused, layer_of, matches, name_nodes, named_copy
+from edge_sdk.compile.quantize.nodes import (
+    Wiring,
+    drop_unused,
+    is_matrix_layer,
+    layer_of,
+    matches,
+    name_nodes,
+    named_copy,
+)
 from edge_sdk.compile.quantize.ranges import Ranges, save_as_cache
 from edge_sdk.compile.quantize.state import (
     TypedPair,
@@ -124,15 +132,29 @@ def _kept(model: onnx.ModelProto, settings: Int8Settings, only: Collection[str] 
             found[layer] = "last layer"
         elif matches(node, settings.keep):
             found[layer] = "kept"
+        elif _channels(model, node) == 1:
+            found[layer] = "one channel"  # such as a gate: little work, and others hang on it
     return found
 
 
+def _channels(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
+    """Output channels of a convolution."""
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return int(weight.dims[0] if node.op_type == "Conv" else weight.dims[1] * groups)
+
+
 def _last(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The last convolution before the answer (as opposed to the state)."""
+    """The last convolution before the answer (as opposed to the state); None where a matrix layer decides after it."""
     wiring = Wiring(model.graph)
     answers = [v.name for v in model.graph.output if v.name in wiring.makers and not is_state(v.name)]
     needed = wiring.reaches(wiring.makers[name] for name in answers)
-    return next((node for node in reversed(nodes) if node.name in needed), None)
+    last = next((node for node in reversed(nodes) if node.name in needed), None)
+    if last is None:
+        return None
+    between = needed & wiring.reached_from([last])
+    decides = (node for node in model.graph.node if node.name in between and is_matrix_layer(node, wiring))
+    return None if any(decides) else last
 
 
 def _quantize(

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
+from edge_sdk.compile.specs import only_resizes
+
 # What rewrites add to a weight's name.
 _ENDINGS = (".negated", ".on_bytes", ".quantized", "_quantized", ".weight")
 
@@ -84,6 +86,14 @@ def layer_of(node: NodeProto) -> str:
         if short == stem:
             return stem or node.name
         stem = short
+
+
+def is_matrix_layer(node: NodeProto, wiring: Wiring) -> bool:
+    """Whether a node multiplies by weights of its own, such as a classifier; a resize written as a product is none."""
+    if node.op_type not in ("Gemm", "MatMul"):
+        return False
+    held = [wiring.constants[name] for name in node.input[:2] if name in wiring.constants]
+    return any(not only_resizes(numpy_helper.to_array(tensor)) for tensor in held)
 
 
 def matches(node: NodeProto, patterns: Iterable[str]) -> bool:

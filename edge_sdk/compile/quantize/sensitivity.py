@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from edge_sdk.build.choose import read_frames
+from edge_sdk.build.choose import read_frames, schedule_of
 from edge_sdk.build.recipe import AccuracySettings, Int8Settings
 from edge_sdk.compile.quantize.int8 import convolutions, quantize_pair
 from edge_sdk.compile.quantize.nodes import layer_of
@@ -29,7 +29,7 @@ class Budgeted:
     Attributes:
         settings: with the layers to keep in ``keep``.
         damage: relative error that each layer alone makes in the answer, worst first; empty where no layer was tried.
-        trials: layers kept and mIoU points lost, in the order tried.
+        trials: layers kept and points of the task's score lost, in the order tried.
     """
 
     settings: Int8Settings
@@ -80,7 +80,8 @@ def meet_budget(
     """
     clip, truths = _material(quantizer, accuracy)
     task = quantizer.bundle.task
-    reference = score_of(quantizer.graphs, clip, truths, task, accuracy.interval)
+    schedule = schedule_of(quantizer.bundle, accuracy.interval)
+    reference = score_of(quantizer.graphs, clip, truths, task, schedule)
     damage: dict[str, float] = {}
     if accuracy.sweep == "always":
         damage = layer_damage(quantizer, settings, tick)
@@ -89,7 +90,7 @@ def meet_budget(
     count, current = 0, settings
     while True:
         done = quantize_pair(quantizer.graphs, quantizer.ranges(current), quantizer.state, current, backend)
-        found = score_of(done.graphs, clip, truths, task, accuracy.interval)
+        found = score_of(done.graphs, clip, truths, task, schedule)
         lost = 100 * (reference - found)
         trials.append((count, round(lost, 3)))
         if lost <= accuracy.max_drop or accuracy.sweep == "never":
@@ -101,7 +102,7 @@ def meet_budget(
         if count > (len(damage) - len(already)) / 2:
             told_of = "; ".join(f"{kept} kept: {points:.2f}" for kept, points in trials)
             raise EngineError(
-                f"int8 for {backend}: it loses more than {accuracy.max_drop} mIoU points ({told_of}).",
+                f"int8 for {backend}: it loses more than {accuracy.max_drop} points ({told_of}).",
                 hint="Raise accuracy.max_drop, try int8.method: percentile, or record more calibration passes.",
             )
         worst = tuple(layer for layer in damage if layer not in already)[:count]
@@ -114,7 +115,8 @@ def _material(quantizer: Quantizer, accuracy: AccuracySettings) -> tuple[Clip, l
     clip = read_frames(bundle, accuracy, accuracy.limit)
     if clip.labelled:
         return clip, list(clip.truths)
-    return clip, list(answers_of(quantizer.graphs, clip, bundle.task, accuracy.interval))
+    schedule = schedule_of(bundle, accuracy.interval)
+    return clip, list(answers_of(quantizer.graphs, clip, bundle.task, schedule))
 
 
 def _watched(model: onnx.ModelProto) -> list[str]:
