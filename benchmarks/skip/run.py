@@ -118,8 +118,8 @@ def results_text(results: dict[str, Any], proofs: list[tuple[str, str, bool]], c
         "from the frame before and `eps` is absolute where the row says nothing else. The teacher's masks are those of "
         "the network as it was trained; gated networks have their batch norms folded, which rounds otherwise and tips "
         "a pixel in a few frames, so that not even keyframes always have equal masks. Gumbel gates "
-        "([gumbel.yaml](gumbel.yaml)) were trained on camvid/train alone. They answer as copy does: in use, without the "
-        "noise of training, the gates that the answer hangs on stay closed and the others spend work for nothing, so "
+        "([gumbel.yaml](gumbel.yaml)) were trained on camvid/train alone. They answer as copy does: in use, without "
+        "the noise of training, the gates that the answer hangs on stay closed and the others spend work for nothing: "
         "this beta is too high.",
         "",
     ]
