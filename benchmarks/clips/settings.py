@@ -25,7 +25,7 @@ class Clips:
         train: labelled clips, for teacher and students alike.
         validation, test: how many.
         unlabelled: further clips whose labels nobody looks at: a student learns what its teacher makes of them.
-        noise: see :class:`edge_sdk.video.motions.MotionSettings`.
+        noise, size: see :class:`edge_sdk.video.motions.MotionSettings`.
     """
 
     side: int
@@ -35,9 +35,12 @@ class Clips:
     test: int
     unlabelled: int = 0
     noise: float = 24.0
+    size: float = 1.0
 
     def uri(self, count: int, seed: int) -> str:
         size = f"height={self.side}&width={self.side}&frames={self.length}&noise={self.noise:g}"
+        if self.size != 1:
+            size += f"&size={self.size:g}"
         return f"synthetic:motions?clips={count}&seed={seed}&{size}"
 
     def train_uri(self, seed: int) -> str:
@@ -214,6 +217,15 @@ def _family(name: str, representation: float, prediction: float, both: Arguments
     )
 
 
+def _placed_network(encoder: str) -> Network:
+    """A mean over frames forgets their order, and a mean over places where things were, and with them what these classes
+    are about: so each frame's feature says where things are (flatten), beside its difference to those before (order)."""
+    arguments = {
+        "family": "mean", "encoder": encoder, "width": 12, "pool": "flatten", "features": 64, "order": True,
+    }  # fmt: skip
+    return Network(f"{FACTORIES}:clip_network", arguments, with_samples=True)
+
+
 # All families are told when a frame was seen and what is new in it: the two that sum over frames would else forget it.
 _BOTH: Arguments = {"order": True, "dropout": 0.3}
 
@@ -233,37 +245,18 @@ FULL = Benchmark(
         short=Course(steps=1200, finetune=200),
     ),
     smaller=Smaller(
-        clips=Clips(side=64, length=8, train=480, validation=600, test=1200, unlabelled=1920),
-        side=32,
+        clips=Clips(
+            side=48, length=8, train=480, validation=600, test=1200, unlabelled=1920, noise=16.0, size=0.6
+        ),
+        side=24,
         networks={
-            # A mean over frames forgets their order, and with it what these classes are about: so each frame's feature
-            # says where things are (flatten), and stands beside its difference to those before (order).
-            "2D, consensus": Network(
-                f"{FACTORIES}:clip_network",
-                {
-                    "family": "mean",
-                    "encoder": "residual",
-                    "width": 12,
-                    "pool": "flatten",
-                    "features": 64,
-                    "order": True,
-                },
-                with_samples=True,
-            ),
-            "temporal shift": Network(f"{FACTORIES}:tsm_network", {"width": 12}),
-            "3D, causal": Network(f"{FACTORIES}:causal3d_network", {"width": 12}),
+            "2D, consensus": _placed_network("residual"),
+            "temporal shift": _placed_network("tsm"),
+            "3D, causal": _placed_network("causal3d"),
         },
-        further={
-            "temporal shift": {
-                "half the width, no teacher": LowRow(None, Network(f"{FACTORIES}:tsm_network", {"width": 6})),
-                "half the width, logits at each place": LowRow(
-                    ClipLoss(label=1.0, places=200.0, temperature=2.0),
-                    Network(f"{FACTORIES}:tsm_network", {"width": 6}),
-                ),
-            },
-        },
-        teacher=Course(steps=1000),
-        student=Course(steps=1200),
+        further={},
+        teacher=Course(steps=1500, lr=3e-3),
+        student=Course(steps=1500, lr=3e-3),
     ),
 )
 

@@ -39,6 +39,7 @@ class MotionSettings(Settings):
         motion: the class, one of ``MOTION_CLASSES``.
         noise: standard deviation of the sensor noise, in grey levels.
         contrast: of things against the background, as a share of the full range.
+        size: factor on the size of things; small ones need many pixels to be seen.
     """
 
     height: int = Field(default=96, ge=16, le=4320)
@@ -49,6 +50,7 @@ class MotionSettings(Settings):
     motion: str | None = None
     noise: float = Field(default=24.0, ge=0, le=128, allow_inf_nan=False)
     contrast: float = Field(default=0.35, gt=0, le=1, allow_inf_nan=False)
+    size: float = Field(default=1.0, gt=0, le=2, allow_inf_nan=False)
 
 
 class MotionScene:
@@ -121,7 +123,7 @@ class MotionScene:
         self._angle = rng.uniform(0, 2 * math.pi)
         self._distance = rng.uniform(0.55, 1.1)
         self._turn = rng.uniform(0.5, 1.4) * 2 * math.pi
-        self._radius = rng.uniform(0.08, 0.12)
+        self._radius = rng.uniform(0.08, 0.12) * self.settings.size
         self._wobble = rng.uniform(0, 2 * math.pi, 2)
         self._meet = rng.uniform(0.35, 0.65)
         self._late = rng.uniform(0, 0.1, 2)
