@@ -293,7 +293,8 @@ class _Sample:
         self.reset()
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
-        missed, self._missed = self._missed, frozenset()
+        missed = self._missed
+        self._missed = frozenset()
         self._index = 0 if age is None else (self._index + 1) % self._length
         passed = missed | {self._index}
         if age is None or (0 in passed and self._restart):
@@ -310,7 +311,7 @@ class _Sample:
 
     def reset(self) -> None:
         self._index = -1
-        self._missed: frozenset[int] = frozenset()
+        self._missed = frozenset()
 
 
 class _External(_Unforgiving):

@@ -15,6 +15,7 @@ from edge_sdk.cli import app
 from edge_sdk.errors import BundleError, ChecksumError, EdgeSdkError, FileFormatError, RecipeError, ShapeError
 from edge_sdk.parity import CompareRecipe, Reference, compare, record_reference
 from edge_sdk.parity.record import kept_periods
+from edge_sdk.tasks import Segmentation
 from edge_sdk.video import open_source
 from tests.graphs import PAIRS
 from tests.parity_world import FRAMES, SCENE, SIZE, settings, write_source
@@ -50,6 +51,7 @@ def test_a_reference_holds_frames_answers_labels_and_whole_passes(
         assert moment.truth is not None
         assert frame.truth is not None
         assert frame.truth.mask is not None
+        assert isinstance(moment.truth, Segmentation)
         assert np.array_equal(moment.truth.mask, frame.truth.mask)
         for one in reference.passes():
             if one.frame == moment.index:
