@@ -287,10 +287,10 @@ class _Sample:
     def __init__(self, settings: SampleSchedule) -> None:
         self._restart, self._length = settings.restart, settings.length
         self._seen = frozenset(settings.seen)
-        self._bearable = (
-            settings.length // settings.samples
-        )  # frames from one that is seen to the next, at least
-        self.reset()
+        # Frames from one that is seen to the next, at least.
+        self._bearable = settings.length // settings.samples
+        self._index = -1
+        self._missed: frozenset[int] = frozenset()
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
         missed = self._missed
