@@ -105,7 +105,8 @@ def write_results(plan: Benchmark, every: dict[str, Training]) -> list[words.Cla
         for one in measurements(plan, every):
             sys.stderr.write(f"== {one.name}\n")
             evaluations[one.table, one.network, one.seed] = measure(plan, one, progress)
-    notes = {name: json.loads(training.note.read_text()) for name, training in every.items()}
+    done = {name: training for name, training in every.items() if training.note.is_file()}
+    notes = {name: json.loads(training.note.read_text()) for name, training in done.items()}
     found = words.Found(plan, every, notes, evaluations)
     proofs = words.claims(found)
     write_text(Path(plan.results) / "RESULTS.md", words.results(found, COMMAND, proofs))

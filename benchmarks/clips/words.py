@@ -235,6 +235,12 @@ def _samplings(found: Found) -> str:
     return table_of(("sampling", "no teacher", "distilled"), lines)
 
 
+def _missing(found: Found) -> list[str]:
+    """Rows of the plan that are empty because nobody trained them."""
+    names = [name for name in found.trainings if name not in found.notes]
+    return [f"Not trained, and so left empty: {', '.join(names)}."] if names else []
+
+
 def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
     """RESULTS.md."""
     plan = found.plan
@@ -284,6 +290,7 @@ def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
         "## Claims", "",
         table_of(("claim", "measured", "holds"), [(a, b, "yes" if c else "**no**") for a, b, c in proofs]),
         *(f"Warning: {warning}" for warning in warnings),
+        *_missing(found),
     ]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
@@ -297,6 +304,7 @@ def document(found: Found, command: str, proofs: Sequence[Claim]) -> dict[str, A
         "trainings": {
             name: {"recipe": training.recipe.model_dump(mode="json"), **found.notes[name]}
             for name, training in found.trainings.items()
+            if name in found.notes
         },
         "evaluations": [
             {"table": table, "network": network, "seed": seed, **e.model_dump(mode="json", exclude=leave_out)}
