@@ -238,7 +238,9 @@ FULL = Benchmark(
                 "hrnn", 0.005, 4.0, {**_BOTH, "hidden": 64, "segments": 10}, segments=2, dropout=0.0
             ),
             "netvlad": _family("netvlad", 0.05, 4.0, {**_BOTH, "clusters": 16, "hidden": 128}, dropout=0.0),
-            "nextvlad": _family("nextvlad", 0.05, 4.0, {**_BOTH, "clusters": 16, "hidden": 128}, dropout=0.0),
+            "nextvlad": _family(
+                "nextvlad", 0.05, 4.0, {**_BOTH, "clusters": 16, "hidden": 128, "groups": 2}, dropout=0.0
+            ),
         },
         teacher=Course(steps=1500),
         student=Course(steps=3000),
