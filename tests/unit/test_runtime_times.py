@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import ClosedError, EngineError, RecipeError
-from edge_sdk.runtime import opening, runner, stream
+from edge_sdk.runtime import opening, runner, steps, stream
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, EngineOptions, Lane
 from edge_sdk.runtime.onnxruntime import OrtBackend, OrtEngine
@@ -53,7 +53,7 @@ class FakeTime:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     found = FakeTime()
-    for module in (stream, opening, runner):
+    for module in (stream, steps, opening, runner):
         monkeypatch.setattr(module, "time", found)
     return found
 

@@ -107,7 +107,8 @@ def test_pageable_memory(graph: Path) -> None:
     loaded.step._copies_in = ((address, np.array(IMAGE)),)
     loaded.step.run()
     loaded.engine.close()
-    assert problems() == {"pageable copy"}
+    # The array may lie where memory of the driver's was, which is then used after it was freed.
+    assert {"pageable copy"} <= problems() <= {"pageable copy", "use after free"}
 
 
 def test_the_default_stream(graph: Path) -> None:
