@@ -240,7 +240,9 @@ def test_refusals(pair, lineup, tmp_path) -> None:
         scores_of([row(schedule=EverySchedule(interval=10))], lineup, clip())
     spec = lineup.subject.manifest.task.model_copy(update={"kind": "detection"})
     other = SimpleNamespace(subject=SimpleNamespace(manifest=SimpleNamespace(task=spec), path=Path("b")))
-    with pytest.raises(RecipeError, match="accuracy: a detection is not scored beside its times, bundle b is one"):
+    with pytest.raises(
+        RecipeError, match="accuracy: a detection is not scored beside its times, bundle b is one"
+    ):
         scores_of([row()], other, clip())  # type: ignore[arg-type]
     rewriting = Lineup(chaining(SIZE).write(tmp_path / "chaining"), None, None)
     with pytest.raises(BundleError, match="the delta step rewrites the state 'memory'"):
