@@ -15,8 +15,9 @@ from pydantic import Field
 
 from edge_sdk.errors import VideoError
 from edge_sdk.settings import Settings
-from edge_sdk.video.base import MAX_FPS, Selection, SourceBase
+from edge_sdk.video.base import MAX_FPS, Selection
 from edge_sdk.video.frame import Frame, Truth
+from edge_sdk.video.scenes import SceneSource
 
 MOTION_CLASSES = (
     "left", "right", "up", "down", "clockwise", "anticlockwise", "approach", "recede", "bounce", "pass",
@@ -208,7 +209,7 @@ def _blend(cells: int, size: int) -> np.ndarray:
     return np.clip(1 - np.abs(place[:, None] - np.arange(cells)), 0, 1)
 
 
-class MotionSource(SourceBase):
+class MotionSource(SceneSource[MotionScene]):
     """A :class:`MotionScene` as a stream; ``scene`` gives random access to its frames.
 
     Args:
@@ -224,17 +225,4 @@ class MotionSource(SourceBase):
         selection: Selection | None = None,
         uri: str = "synthetic:motions",
     ) -> None:
-        super().__init__(uri)
-        self.scene = MotionScene(settings)
-        self._selection = selection or Selection()
-        self._selection.require_any(len(self.scene), uri)
-        self.size_hw = (self.scene.settings.height, self.scene.settings.width)
-        self.fps = self.scene.settings.fps / self._selection.stride
-        self.frame_count = self._selection.count(len(self.scene))
-
-    def _frames(self) -> Iterator[Frame]:
-        from dataclasses import replace
-
-        for seq, index in enumerate(self._selection.indices(len(self.scene))):
-            yield replace(self.scene.frame_at(index), seq=seq)
-            self._require_open()
+        super().__init__(MotionScene(settings), selection, uri)

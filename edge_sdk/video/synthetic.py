@@ -8,8 +8,7 @@ same problem at every size and rate. Frames are bit-identical from run to run wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,10 @@ from pydantic import Field
 from edge_sdk.errors import VideoError
 from edge_sdk.settings import Settings
 from edge_sdk.video.actors import MAX_RADIUS, Life, Track, draw_life, draw_track
-from edge_sdk.video.base import MAX_FPS, Selection, SourceBase
+from edge_sdk.video.base import MAX_FPS, Selection
 from edge_sdk.video.frame import Frame, Truth
 from edge_sdk.video.native import opencv
+from edge_sdk.video.scenes import SceneSource
 from edge_sdk.video.textures import TILE_HEIGHTS, ground_tile, object_tile, sky_tile
 
 SCENES = ("shapes", "motions")
@@ -304,7 +304,7 @@ class SyntheticScene:
         return np.ascontiguousarray(self._cv2.add(exposed, noise, dtype=self._cv2.CV_8U))
 
 
-class SyntheticSource(SourceBase):
+class SyntheticSource(SceneSource[SyntheticScene]):
     """A :class:`SyntheticScene` as a stream; ``scene`` gives random access to its frames.
 
     Args:
@@ -320,15 +320,4 @@ class SyntheticSource(SourceBase):
         selection: Selection | None = None,
         uri: str = "synthetic:shapes",
     ) -> None:
-        super().__init__(uri)
-        self.scene = SyntheticScene(settings)
-        self._selection = selection or Selection()
-        self._selection.require_any(len(self.scene), uri)
-        self.size_hw = (self.scene.settings.height, self.scene.settings.width)
-        self.fps = self.scene.settings.fps / self._selection.stride
-        self.frame_count = self._selection.count(len(self.scene))
-
-    def _frames(self) -> Iterator[Frame]:
-        for seq, index in enumerate(self._selection.indices(len(self.scene))):
-            yield replace(self.scene.frame_at(index), seq=seq)
-            self._require_open()
+        super().__init__(SyntheticScene(settings), selection, uri)
