@@ -20,7 +20,7 @@ class Part(str, Enum):
 def demo(
     part: Annotated[
         Part, typer.Argument(help="masks: a delta student; clips: a student that sees few frames; or all.")
-    ] = Part.all,
+    ] = Part.masks,
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
         "runs/demo"
     ),
