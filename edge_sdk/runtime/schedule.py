@@ -290,28 +290,30 @@ class _Sample:
         # Frames from one that is seen to the next, at least.
         self._bearable = settings.length // settings.samples
         self._index = -1
-        self._missed: frozenset[int] = frozenset()
+        self._late = False  # a sample was among the lost frames
+        self._begins = False  # the next clip's first frame was
 
     def decide(self, image: np.ndarray, age: int | None) -> StepKind:
-        missed = self._missed
-        self._missed = frozenset()
-        self._index = 0 if age is None else (self._index + 1) % self._length
-        passed = missed | {self._index}
-        if age is None or (0 in passed and self._restart):
+        late, begins, index = self._late, self._begins, (self._index + 1) % self._length
+        self._late = self._begins = False
+        self._index = 0 if age is None else index
+        if age is None or (self._restart and (begins or index == 0)):
             return StepKind.KEYFRAME
-        return StepKind.DELTA if passed & self._seen else StepKind.SKIP
+        return StepKind.DELTA if late or index in self._seen else StepKind.SKIP
 
     def lost(self, frames: int) -> bool:
         """A clip bears the loss of fewer frames than lie between two samples; a sample among them is taken late."""
         if frames >= self._bearable:
             return False
-        self._missed |= {(self._index + i) % self._length for i in range(1, frames + 1)}
-        self._index = (self._index + frames) % self._length
+        for _ in range(frames):
+            self._index = (self._index + 1) % self._length
+            self._late |= self._index in self._seen
+            self._begins |= self._index == 0
         return True
 
     def reset(self) -> None:
         self._index = -1
-        self._missed = frozenset()
+        self._late = self._begins = False
 
 
 class _External(_Unforgiving):

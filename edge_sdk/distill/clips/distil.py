@@ -55,7 +55,7 @@ def distill_clips(
     figures = _distil(recipe, student, teacher, shown, held_out, progress, resume)
     if recipe.finetune:
         figures = _finetune(recipe, student, clips, held_out, figures, progress, resume)
-    meta = {"recipe": recipe.dumped(), "figures": figures, "commit": commit}
+    meta = {"recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit}
     path, along = recipe.out / "student.pt", None
     if is_writer():
         save_clip_model(path, student, recipe.student, task, clips, meta)

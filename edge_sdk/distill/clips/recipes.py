@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -150,7 +150,3 @@ class ClipDistillRecipe(Settings):
                 "'loss.features' and 'loss.places' compare frame by frame: give both the same samples"
             )
         return self
-
-    def dumped(self) -> dict[str, Any]:
-        """The recipe as plain values."""
-        return self.model_dump(mode="json")
