@@ -19,7 +19,7 @@ from edge_sdk.distill.candidates import (
 from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock
 from edge_sdk.distill.recipes import DeltaSettings
 from edge_sdk.distill.surgery import copy_of, fold, matches, obstacle, replace
-from edge_sdk.distill.survey import ConvUse, check_blocks, survey
+from edge_sdk.distill.survey import ConvUse, check_blocks, check_patterns, fits, left_alone, survey
 from edge_sdk.distill.tape import Tape
 from edge_sdk.distill.verify import answer, check_conversion, probe_like
 from edge_sdk.errors import ConversionError
@@ -68,7 +68,7 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     probe = probe_like(example)
     expected = answer(network, probe)
     uses = survey(network, example)
-    _check_patterns(settings, uses)
+    check_patterns("delta", settings, ("include", "exclude", "full"), uses)
     for use in uses:
         if use.norm is not None and obstacle(use.conv) is None:
             fold(network, use.conv, use.norm)
@@ -213,36 +213,13 @@ def _block_macs(use: ConvUse, settings: DeltaSettings) -> int:
     return sum(candidate_macs(low, hw) for hw in use.inputs)
 
 
-def _check_patterns(settings: DeltaSettings, uses: list[ConvUse]) -> None:
-    if not uses:
-        return  # said better by whoever finds nothing to convert
-    names = [name for use in uses for name in use.names]
-    for key in ("include", "exclude", "full"):
-        for pattern in getattr(settings, key):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ConversionError(
-                    f"'delta.{key}': the pattern '{pattern}' matches no convolution.",
-                    hint=f"The network's convolutions are: {', '.join(names)}.",
-                )
-
-
 def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -> str | None:
     """Why this convolution is not converted, or ``None``."""
-    if index < settings.skip_first:
-        return "first"
-    if index >= count - settings.skip_last:
-        return "last"
-    if not _matches_any(use, settings.include):
-        return "not included"
-    if _matches_any(use, settings.exclude):
-        return "excluded"
-    if 1 < use.conv.groups == use.conv.in_channels and not _matches_any(use, settings.full):
+    reason = left_alone(index, count, use, settings)
+    depthwise = 1 < use.conv.groups == use.conv.in_channels and not fits(use, settings.full)
+    if depthwise and reason not in ("first", "last", "not included", "excluded"):
         return "depthwise: nothing is much cheaper"
-    return obstacle(use.conv)
-
-
-def _matches_any(use: ConvUse, patterns: tuple[str, ...]) -> bool:
-    return any(matches(name, patterns) for name in use.names)
+    return reason
 
 
 def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaConv2d | None, int]:
@@ -251,7 +228,7 @@ def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaC
     teacher = sum(conv_macs(conv, hw)[0] for hw in use.inputs)
     low = low_rank_candidate(conv, _rank(conv, settings))
     low_macs = sum(candidate_macs(low, hw) for hw in use.inputs)
-    only_full = settings.candidates == "full" or _matches_any(use, settings.full)
+    only_full = settings.candidates == "full" or fits(use, settings.full)
     if only_full:
         return DeltaConv2d(conv, use.name, tape, full_candidate(conv), None, calls=len(use.inputs)), teacher
     if low_macs >= teacher:

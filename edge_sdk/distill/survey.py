@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from edge_sdk.distill.surgery import matches, obstacle
 from edge_sdk.errors import ConversionError
 
 
@@ -175,3 +176,61 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
     hooked = module._forward_pre_hooks or module._forward_hooks or module._backward_hooks
     return not hooked and "forward" not in vars(module)
+
+
+class Choice(Protocol):
+    """Settings that say which convolutions are converted."""
+
+    @property
+    def skip_first(self) -> int:
+        """Convolutions left as they are at the beginning."""
+        ...
+
+    @property
+    def skip_last(self) -> int:
+        """Convolutions left as they are at the end."""
+        ...
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """Patterns over names."""
+        ...
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns over names; they win."""
+        ...
+
+
+def fits(use: ConvUse, patterns: tuple[str, ...]) -> bool:
+    """Whether any pattern fits any of a convolution's names."""
+    return any(matches(name, patterns) for name in use.names)
+
+
+def check_patterns(stage: str, settings: Choice, keys: tuple[str, ...], uses: list[ConvUse]) -> None:
+    """Refuse a pattern under one of ``keys`` that fits no convolution; a network without any is somebody else's to say.
+
+    Raises:
+        ConversionError: naming the key and the pattern.
+    """
+    names = [name for use in uses for name in use.names]
+    for key in keys:
+        for pattern in getattr(settings, key):
+            if uses and not any(matches(name, (pattern,)) for name in names):
+                raise ConversionError(
+                    f"'{stage}.{key}': the pattern '{pattern}' matches no convolution.",
+                    hint=f"The network's convolutions are: {', '.join(names)}.",
+                )
+
+
+def left_alone(index: int, count: int, use: ConvUse, settings: Choice) -> str | None:
+    """Why the convolution that runs as number ``index`` of ``count`` is not converted, or ``None``."""
+    if index < settings.skip_first:
+        return "first"
+    if index >= count - settings.skip_last:
+        return "last"
+    if not fits(use, settings.include):
+        return "not included"
+    if fits(use, settings.exclude):
+        return "excluded"
+    return obstacle(use.conv)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ from edge_sdk.distill.skip.layer import SkipConv2d, SkipTape
 from edge_sdk.distill.skip.macs import SkipLayer, Work
 from edge_sdk.distill.skip.recipes import SkipSettings
 from edge_sdk.distill.steps import State, StepPair
-from edge_sdk.distill.surgery import copy_of, fold, matches, obstacle, replace
-from edge_sdk.distill.survey import ConvUse, survey
+from edge_sdk.distill.surgery import copy_of, fold, obstacle, replace
+from edge_sdk.distill.survey import check_patterns, left_alone, survey
 from edge_sdk.distill.tape import Pass
 from edge_sdk.distill.verify import answer, check_conversion, probe_like
 from edge_sdk.errors import ConversionError
@@ -117,7 +116,7 @@ def to_skip(teacher: nn.Module, example: Tensor, settings: SkipSettings) -> Skip
     probe = probe_like(example)
     expected, moved = answer(network, probe), answer(network, -probe)
     uses = survey(network, example)
-    _check_patterns(settings, uses)
+    check_patterns("skip", settings, ("include", "exclude"), uses)
     for use in uses:
         if use.norm is not None and obstacle(use.conv) is None:
             fold(network, use.conv, use.norm)
@@ -126,7 +125,7 @@ def to_skip(teacher: nn.Module, example: Tensor, settings: SkipSettings) -> Skip
     replaced: dict[int, nn.Module] = {}
     for index, use in enumerate(uses):
         macs = tuple(conv_macs(use.conv, hw)[0] for hw in use.inputs)
-        reason = _left_alone(index, len(uses), use, settings)
+        reason = left_alone(index, len(uses), use, settings)
         if reason is not None:
             layers.append(SkipLayer(use.name, False, reason, macs))
             continue
@@ -161,27 +160,3 @@ def _check_moved(net: SkipPair, probe: Tensor, expected: list[Tensor]) -> None:
             return net.delta(-x, {**state, **found})
 
     check_conversion(Other(), probe, expected, setting="skip")
-
-
-def _check_patterns(settings: SkipSettings, uses: list[ConvUse]) -> None:
-    names = [name for use in uses for name in use.names]
-    for key in ("include", "exclude"):
-        for pattern in getattr(settings, key):
-            if uses and not any(fnmatchcase(name, pattern) for name in names):
-                raise ConversionError(
-                    f"'skip.{key}': the pattern '{pattern}' matches no convolution.",
-                    hint=f"The network's convolutions are: {', '.join(names)}.",
-                )
-
-
-def _left_alone(index: int, count: int, use: ConvUse, settings: SkipSettings) -> str | None:
-    """Why this convolution gets no gate, or ``None``."""
-    if index < settings.skip_first:
-        return "first"
-    if index >= count - settings.skip_last:
-        return "last"
-    if not any(matches(name, settings.include) for name in use.names):
-        return "not included"
-    if any(matches(name, settings.exclude) for name in use.names):
-        return "excluded"
-    return obstacle(use.conv)
