@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edge_sdk.errors import FileFormatError, RecipeError
-from edge_sdk.files import require_file
+from edge_sdk.files import require_file, write_text
 
 # Of a value quoted in a message, which stays one readable line.
 _LONGEST = 80
@@ -23,7 +24,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class Named(Protocol):
+    """Something with a name."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+
 S = TypeVar("S", bound=Settings)
+N = TypeVar("N", bound=Named)
 R = TypeVar("R", bound="Result")
 
 
@@ -38,6 +49,32 @@ class Result(Settings):
     def to_json(self) -> str:
         """Everything, as indented JSON."""
         return self.model_dump_json(indent=1) + "\n"
+
+    def row_named(self, rows: Sequence[N], name: str) -> N:
+        """The row of that name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        for row in rows:
+            if row.name == name:
+                return row
+        what = self._what.split()[0]  # its kind is no matter here
+        raise RecipeError(f"row: no '{name}' in this {what}, only {', '.join(row.name for row in rows)}.")
+
+    def write_beside(self, folder: str | Path, html: str, *, report: str, json_name: str) -> Path:
+        """Write the JSON and the HTML report into ``folder``.
+
+        Returns:
+            The HTML file.
+
+        Raises:
+            OutputError: nothing can be written there.
+        """
+        target = Path(folder)
+        write_text(target / json_name, self.to_json())
+        write_text(target / report, html)
+        return target / report
 
     @classmethod
     def from_json(cls: type[R], text: str, where: str | None = None) -> R:

@@ -12,9 +12,7 @@ from edge_sdk.adapt.replay import LessonRecord
 from edge_sdk.adapt.score import ScoreFigures
 from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.conditions import Conditions
-from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.facts import BundleFacts
-from edge_sdk.files import write_text
 from edge_sdk.settings import Result, Settings
 from edge_sdk.tasks import TaskSpec
 
@@ -140,12 +138,7 @@ class AdaptReport(Result):
         Raises:
             RecipeError: there is none.
         """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise RecipeError(
-            f"row: no '{name}' in this report, only {', '.join(row.name for row in self.rows)}."
-        )
+        return self.row_named(self.rows, name)
 
     def table(self) -> Table:
         """The rows as a rich table, for a terminal."""
@@ -165,8 +158,4 @@ class AdaptReport(Result):
         """
         from edge_sdk.adapt.page import render
 
-        html = render(self)
-        target = Path(folder)
-        write_text(target / JSON_NAME, self.to_json())
-        write_text(target / REPORT_NAME, html)
-        return target / REPORT_NAME
+        return self.write_beside(folder, render(self), report=REPORT_NAME, json_name=JSON_NAME)

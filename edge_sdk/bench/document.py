@@ -10,7 +10,6 @@ from pydantic import Field
 from edge_sdk.bench.recipe import BenchRecipe
 from edge_sdk.bench.samples import BareBlock, Block, Reading, Start
 from edge_sdk.conditions import Conditions
-from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.settings import Result, Settings
@@ -149,10 +148,7 @@ class BenchDocument(Result):
         Raises:
             RecipeError: there is none.
         """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise RecipeError(f"row: no '{name}' in this bench, only {', '.join(row.name for row in self.rows)}.")
+        return self.row_named(self.rows, name)
 
     def to_json(self, figures: Figures | None = None) -> str:
         """Samples, figures and verdict as JSON, one line a block.

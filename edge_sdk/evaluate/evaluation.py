@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from edge_sdk.conditions import Conditions
-from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing
-from edge_sdk.files import write_text
 from edge_sdk.manifest import FLOAT32
 from edge_sdk.settings import Result, Settings
 from edge_sdk.tasks import TaskSpec
@@ -121,12 +119,7 @@ class Evaluation(Result):
         Raises:
             RecipeError: there is none.
         """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise RecipeError(
-            f"row: no '{name}' in this evaluation, only {', '.join(row.name for row in self.rows)}."
-        )
+        return self.row_named(self.rows, name)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -139,10 +132,6 @@ class Evaluation(Result):
             f"Timing was disturbed, by other work on this machine or by its clock: the means of the runs of "
             f"{', '.join(spreads)} spread by more than 10 % of their median (at most {most:.0%}).",
         )
-
-    def to_json(self) -> str:
-        """Everything but the example pictures, as indented JSON."""
-        return self.model_dump_json(indent=1) + "\n"
 
     def table(self) -> Table:
         """The rows as a rich table, for a terminal."""
@@ -161,8 +150,4 @@ class Evaluation(Result):
         """
         from edge_sdk.evaluate.report import render
 
-        html = render(self)
-        target = Path(folder)
-        write_text(target / JSON_NAME, self.to_json())
-        write_text(target / REPORT_NAME, html)
-        return target / REPORT_NAME
+        return self.write_beside(folder, render(self), report=REPORT_NAME, json_name=JSON_NAME)

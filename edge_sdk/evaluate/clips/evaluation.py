@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from edge_sdk.conditions import Conditions
-from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.clips.recipe import ClipEvaluateRecipe
 from edge_sdk.evaluate.clips.timing import ClipTiming
 from edge_sdk.evaluate.facts import BundleFacts
-from edge_sdk.files import write_text
 from edge_sdk.manifest import FLOAT32
 from edge_sdk.runtime.schedule import ScheduleSettings
 from edge_sdk.settings import Result, Settings
@@ -110,12 +108,7 @@ class ClipEvaluation(Result):
         Raises:
             RecipeError: there is none.
         """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise RecipeError(
-            f"row: no '{name}' in this evaluation, only {', '.join(row.name for row in self.rows)}."
-        )
+        return self.row_named(self.rows, name)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -146,8 +139,4 @@ class ClipEvaluation(Result):
         """
         from edge_sdk.evaluate.clips.report import render
 
-        html = render(self)
-        target = Path(folder)
-        write_text(target / JSON_NAME, self.to_json())
-        write_text(target / REPORT_NAME, html)
-        return target / REPORT_NAME
+        return self.write_beside(folder, render(self), report=REPORT_NAME, json_name=JSON_NAME)
