@@ -26,7 +26,7 @@ from edge_sdk.distill.correction import OFFSET, SLOPE, kept, shift_of_shares
 from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, Join
 from edge_sdk.distill.distil import DistillReport, stream_miou
 from edge_sdk.distill.frames import FrameSet, FrameToInput
-from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
+from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
 from edge_sdk.distill.pairs import PairSampler
@@ -307,7 +307,7 @@ def distill_cross(
     objective = CrossObjective(pair, to_input, recipe.loss, task_loss)
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
-        identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
+        identity=recipe.model_dump(mode="json", exclude=FREE),
         validate=(lambda: _table(objective, recipe, held_out)) if held_out else None, progress=progress,
         resume=resume,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_sdk.distill.frames import FrameSet, FrameToInput
-from edge_sdk.distill.loop import Batch, Objective, fit, is_writer
+from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import (
     fill_module,
@@ -162,7 +162,7 @@ def _trained(
     objective = SkipObjective(conversion, to_input, recipe.loss, task_loss, teacher_lr=recipe.teacher_lr)
     return fit(
         objective, sampler, loop=loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
-        identity=recipe.model_dump(mode="json", exclude={"out": True, "loop": {"workers", "checkpoint_every"}}),
+        identity=recipe.model_dump(mode="json", exclude=FREE),
         validate=validate if recipe.validation else None, progress=progress, resume=resume,
     )  # fmt: skip
 
