@@ -1,7 +1,7 @@
 """The contract on the workstation: a method is a pair of step functions over one state.
 
     keyframe: frame            -> outputs, state
-    delta:    frame, state     -> outputs [, rewritten state]
+    delta:    frame, state     -> outputs [, rewritten state] [, trust]
 
 A method is one :class:`StepPair`; export, build and runtime know no more of it than this.
 """
@@ -11,6 +11,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+
+TRUST = "trust"
+"""Reserved name in a delta step's second value, beside the rewritten state: how much of the keyframe still holds.
+
+A float32 scalar, shape (), 0 (nothing) to 1 (all of it), such as the mean of a confidence map over the frame. It is no
+state: export makes it an output of the delta graph, and a drift schedule asks for a keyframe where it falls. Training
+and evaluation leave it out. A pair either always returns it or never does.
+"""
 
 
 class StepPair(nn.Module):
@@ -29,7 +37,10 @@ class StepPair(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no keyframe step")
 
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The student's output for ``x`` given ``state``, and the state tensors that it rewrites."""
+        """The student's output for ``x`` given ``state``, and the state tensors that it rewrites.
+
+        A student that can tell how much of the keyframe still holds returns it beside them, under :data:`TRUST`.
+        """
         raise TypeError(f"{type(self).__name__} defines no delta step")
 
 
