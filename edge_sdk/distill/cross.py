@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edge_sdk.distill.correction import OFFSET, SLOPE, kept, shift_of_shares
 from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, Join
 from edge_sdk.distill.distil import DistillReport, stream_miou
-from edge_sdk.distill.frames import FrameSet, FrameToInput
+from edge_sdk.distill.frames import FrameSet, FrameToInput, shrunk
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
@@ -67,14 +67,7 @@ class SmallInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
         height, width = int(x.shape[-2]), int(x.shape[-1])
-        size = self.size_of((height, width))
-        # At exactly half, bilinear sampling is the mean of two neighbours, and engines pool several times faster.
-        halves = (1 + (2 * size[0] == height), 1 + (2 * size[1] == width))
-        if halves != (1, 1):
-            x = F.avg_pool2d(x, halves)
-        if tuple(x.shape[-2:]) != size:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return self.network(x)
+        return self.network(shrunk(x, self.size_of((height, width))))
 
 
 class Confidence(nn.Module):
