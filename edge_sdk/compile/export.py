@@ -60,9 +60,17 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
         ConversionError: torch cannot write the network as ONNX.
         EngineError: ONNX Runtime refuses a graph or disagrees with torch by more than the tolerance.
     """
-    progress = progress or Silent()
     require_place(recipe.out)
-    origin = load_origin(recipe)
+    return export_origin(recipe, load_origin(recipe), progress=progress)
+
+
+def export_origin(recipe: ExportRecipe, origin: Origin, *, progress: Progress | None = None) -> Bundle:
+    """Export a pair that was made here instead of the one that ``recipe`` names; everything else is the recipe's.
+
+    Raises:
+        ConversionError, EngineError: as :func:`export`.
+    """
+    progress = progress or Silent()
     pair = origin.pair.eval()
     size = origin.preprocess.size_hw or recipe.frame_hw
     check_networks(origin, size)
