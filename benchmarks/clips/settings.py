@@ -221,7 +221,7 @@ def _placed_network(encoder: str) -> Network:
     """A mean over frames forgets their order, one over places where things were, and these classes are about both: so
     each frame's feature says where things are (flatten), beside its difference to those before (order)."""
     arguments = {
-        "family": "mean", "encoder": encoder, "width": 12, "pool": "flatten", "features": 64, "order": True,
+        "family": "mean", "encoder": encoder, "width": 24, "pool": "flatten", "features": 64, "order": True,
     }  # fmt: skip
     return Network(f"{FACTORIES}:clip_network", arguments, with_samples=True)
 
@@ -231,7 +231,7 @@ _BOTH: Arguments = {"order": True, "dropout": 0.3}
 
 FULL = Benchmark(
     fewer=Fewer(
-        clips=Clips(side=32, length=60, train=480, validation=600, test=1200, unlabelled=1920),
+        clips=Clips(side=32, length=60, train=300, validation=600, test=1200, unlabelled=1920),
         samples=6,
         families={
             "hrnn": _family(
@@ -248,9 +248,9 @@ FULL = Benchmark(
     ),
     smaller=Smaller(
         clips=Clips(
-            side=48, length=8, train=480, validation=600, test=1200, unlabelled=1920, noise=16.0, size=0.6
+            side=64, length=8, train=480, validation=600, test=1200, unlabelled=1920, noise=20.0, size=0.6
         ),
-        side=24,
+        side=32,
         networks={
             "2D, consensus": _placed_network("residual"),
             "temporal shift": _placed_network("tsm"),
