@@ -143,8 +143,8 @@ def student_of(module: nn.Module, kind: Kind, settings: DeltaSettings) -> nn.Mod
     """
     if kind.shape == "kept":
         return None
-    lone = isinstance(module, nn.Conv2d) and obstacle(module) is None
-    if isinstance(module, nn.Conv2d) and lone:
+    made: nn.Module
+    if isinstance(module, nn.Conv2d) and obstacle(module) is None:
         made = reduced(module, kind, settings, bias=False) or full_candidate(module)
     else:
         made = narrowed(module, kind, settings)

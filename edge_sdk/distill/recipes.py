@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from edge_sdk.settings import Settings
+from edge_sdk.settings import Settings, read_recipe
 from edge_sdk.tasks.base import TaskSpec
 
 Positive = Annotated[int, Field(gt=0)]
@@ -180,6 +180,12 @@ class DeltaSettings(Settings):
         rank_multiple: raise every rank to a multiple of this (1 as published; 16 suits ONNX Runtime's channel blocks).
         blocks: patterns over module names; such a module gets one student for all its layers, joined at its output.
         kept: patterns over module names; such a module only runs at keyframes, its output there is used until the next.
+        units: by pattern over module names, what the student of each such module may be: names of
+            :mod:`edge_sdk.distill.kinds`, such as ``full``, ``rank/4``, ``half``, ``kept``. A module gets one student,
+            joined at its output; where several are named, training chooses. The first pattern that fits a module counts,
+            and a module inside another unit is part of that. All other convolutions go by the settings above.
+        choice: by unit, the one candidate that stays of those it may be; others keep all of theirs. In a recipe also
+            the path of a ``choice.yaml`` that a search left.
     """
 
     gamma: Annotated[int, Field(ge=2)] = 4
@@ -193,6 +199,43 @@ class DeltaSettings(Settings):
     rank_multiple: Annotated[int, Field(ge=1)] = 1
     blocks: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    units: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    choice: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _read(cls, given: object) -> object:
+        return read_recipe(given) if isinstance(given, str | Path) else given
+
+    @field_validator("units")
+    @classmethod
+    def _known(cls, units: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        from edge_sdk.distill.kinds import Kind
+
+        for pattern, names in units.items():
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"expected one or more different candidates for '{pattern}'")
+            for name in names:
+                Kind.parse(name)
+        return units
+
+
+class SearchSettings(Settings):
+    """Choosing each unit's candidate under a budget of milliseconds, by gradient (:mod:`edge_sdk.distill.search`).
+
+    Args:
+        table: what each candidate costs on the device, as ``edge-sdk profile`` wrote it for the same ``delta``.
+        budget_ms: most milliseconds of a delta step there, by the table's sum.
+        until: share of the steps that search; then each unit keeps its likeliest candidate, and the rest fine-tunes.
+        weight: of the share of the budget by which the expected milliseconds exceed it, in the loss.
+        gate_rate: learning rate of the choices as a multiple of the students'.
+    """
+
+    table: Path
+    budget_ms: Annotated[float, Field(gt=0)]
+    until: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    gate_rate: Annotated[float, Field(gt=0)] = 10.0
 
 
 class Motion(Settings):
@@ -301,6 +344,7 @@ class DistillRecipe(Settings):
             the teacher as it is.
         quantization: train under INT8 rounding, usually a short run from an earlier student (``start``); ``None``
             trains in float alone.
+        search: choose among each unit's candidates under a budget; ``None`` leaves it to the published cost.
     """
 
     kind: Literal["delta"] = "delta"
@@ -318,4 +362,5 @@ class DistillRecipe(Settings):
     start: Path | None = None
     teacher_lr: Share = 0.0
     quantization: QuantizationSettings | None = None
+    search: SearchSettings | None = None
     loop: LoopSettings

@@ -67,7 +67,7 @@ def convolutions(draw: st.DrawFn) -> nn.Conv2d:
     torch.manual_seed(draw(st.integers(0, 99)))
     return nn.Conv2d(
         c_in, c_out, kernel, stride, padding, dilation, groups,
-        bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float64,
+        bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float64,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
