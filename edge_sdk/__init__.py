@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge_sdk.bundle import Bundle
     from edge_sdk.errors import EdgeSdkError
     from edge_sdk.runtime.background import BackgroundKeyframes
+    from edge_sdk.runtime.drift import DriftSchedule
     from edge_sdk.runtime.recipe import RunRecipe
     from edge_sdk.runtime.result import Result, StepKind
     from edge_sdk.runtime.runner import EdgeRunner
@@ -33,6 +34,7 @@ __all__ = [
     "BackgroundKeyframes",
     "Bundle",
     "ChangeSchedule",
+    "DriftSchedule",
     "EdgeRunner",
     "EdgeSdkError",
     "EverySchedule",
@@ -53,6 +55,7 @@ _HOME = {
     "BackgroundKeyframes": "edge_sdk.runtime.background",
     "Bundle": "edge_sdk.bundle",
     "ChangeSchedule": "edge_sdk.runtime.schedule",
+    "DriftSchedule": "edge_sdk.runtime.drift",
     "EdgeRunner": "edge_sdk.runtime.runner",
     "EdgeSdkError": "edge_sdk.errors",
     "EverySchedule": "edge_sdk.runtime.schedule",

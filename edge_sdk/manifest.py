@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from edge_sdk.errors import BundleError
-from edge_sdk.runtime.schedule import ScheduleSettings
+from edge_sdk.runtime.schedule import DriftSchedule, ScheduleSettings
 from edge_sdk.settings import Settings
 from edge_sdk.tasks import TaskSpec, task_from_spec
 from edge_sdk.tensors import TensorSpec
@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 # Beside the manifest, which it signs, and so not listed in it.
 SIGNATURE = "signature.json"
 FRAME = "frame"
+# The output by which a delta step tells how much of the keyframe still holds, 0 to 1: float32, shape ().
+TRUST = "trust"
 FLOAT32 = "float32"
 StepName = Literal["keyframe", "delta"]
 Precision = Literal["float32", "float16", "int8"]
@@ -47,6 +49,11 @@ def state_output(name: str) -> str:
 def is_state(tensor: str) -> bool:
     """Whether a graph input or output reads or writes state."""
     return tensor.startswith(_STATE)
+
+
+def is_told(tensor: str) -> bool:
+    """Whether a graph output is for the runner alone, as state and trust are, and no answer of the task."""
+    return tensor == TRUST or is_state(tensor)
 
 
 def state_name(tensor: str) -> str:
@@ -119,6 +126,12 @@ class PairSpec(Settings):
     def state_bytes(self) -> int:
         """Bytes of one copy of the state."""
         return sum(spec.size_bytes for spec in self.state)
+
+    @property
+    def trust(self) -> TensorSpec | None:
+        """The output by which the delta step tells how much of the keyframe still holds; None where it has none."""
+        outputs = () if self.steps.delta is None else self.steps.delta.outputs
+        return next((spec for spec in outputs if spec.name == TRUST), None)
 
 
 class Variant(PairSpec):
@@ -258,6 +271,8 @@ def check_manifest(manifest: Manifest) -> None:
         raise _contradiction(
             f"schedule '{manifest.schedule.kind}' asks for delta steps, there is no delta step"
         )
+    if isinstance(manifest.schedule, DriftSchedule) and manifest.pair.trust is None:
+        raise _contradiction(f"schedule 'drift' asks for the output '{TRUST}', the delta step has none")
     for kind, pairs in (("variant", manifest.variants), ("engines", manifest.engines)):
         for name, pair in pairs.items():
             _check_variant(manifest, f"{kind} '{name}': ", name, pair)
@@ -276,6 +291,8 @@ def _check_variant(manifest: Manifest, where: str, name: str, pair: Variant) -> 
         raise _contradiction(f"{where}it holds {set_name(pair.backend, pair.precision)}")
     if (pair.steps.delta is None) != (manifest.steps.delta is None):
         raise _contradiction(f"{where}it has not the steps of the float32 pair")
+    if pair.trust != manifest.pair.trust:
+        raise _contradiction(f"{where}the output '{TRUST}' is not in both, it and the float32 pair")
     names = {spec.name for spec in manifest.state}
     for odd in sorted(names ^ {spec.name for spec in pair.state}) + sorted(set(pair.forms) - names):
         raise _contradiction(f"{where}state '{odd}' is not in both, it and the float32 pair")
@@ -305,7 +322,8 @@ def _check_pair(manifest: Manifest, pair: PairSpec, where: str = "") -> None:
     _same(steps.delta.inputs, [manifest.frame, *read], f"{where}delta input")
     names = {spec.name for spec in steps.delta.outputs}
     rewritten = [spec for spec in written if spec.name in names]
-    _same(steps.delta.outputs, expected + rewritten, f"{where}delta output")
+    told = [TensorSpec(name=TRUST, shape=(), dtype="float32")] if TRUST in names else []
+    _same(steps.delta.outputs, expected + rewritten + told, f"{where}delta output")
 
 
 def _same(found: Iterable[TensorSpec], expected: Iterable[TensorSpec], what: str) -> None:

@@ -154,7 +154,39 @@ def chaining(size_hw: tuple[int, int] = (4, 6)) -> TinyPair:
     )
 
 
-PAIRS = {"residual": residual, "chaining": chaining}
+def telling(size_hw: tuple[int, int] = (4, 6)) -> TinyPair:
+    """As :func:`residual`; the delta step also tells how much of its keyframe holds, which the frame says itself.
+
+    delta: trust = red of the first pixel / 256.
+    """
+    pair = residual(size_hw)
+    keyframe, delta = pair.keyframe, onnx.ModelProto()
+    assert pair.delta is not None
+    delta.CopyFrom(pair.delta)
+    graph = delta.graph
+    graph.node.extend(
+        [
+            helper.make_node("Gather", ["floats", "row"], ["top"], axis=0),
+            helper.make_node("Gather", ["top", "row"], ["corner"], axis=0),
+            helper.make_node("Gather", ["corner", "channel2"], ["red"], axis=0),
+            helper.make_node("Div", ["red", "levels"], ["trust"]),
+        ]
+    )
+    graph.output.append(helper.make_tensor_value_info("trust", TensorProto.FLOAT, ()))
+    for name, value in (("row", np.int64(0)), ("channel2", np.int64(2)), ("levels", np.float32(256))):
+        graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    onnx.checker.check_model(delta, full_check=True)
+    return TinyPair("tiny-telling", keyframe, delta, pair.keyframe_formula, pair.delta_formula, size_hw)
+
+
+PAIRS = {"residual": residual, "chaining": chaining, "telling": telling}
+
+
+def trusted(image: np.ndarray, levels: int) -> np.ndarray:
+    """``image`` as one of whose keyframe :func:`telling` says that ``levels`` / 256 of it hold."""
+    shown = image.copy()
+    shown[0, 0, 2] = levels
+    return shown
 
 
 def random_images(count: int, size_hw: tuple[int, int] = (4, 6), seed: int = 0) -> list[np.ndarray]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.bundle import FLOAT32, Bundle
 from edge_sdk.errors import BundleError, RecipeError
+from edge_sdk.manifest import TRUST
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend, EngineOptions
-from edge_sdk.runtime.schedule import SCHEDULES, ScheduleSettings
+from edge_sdk.runtime.schedule import SCHEDULES, DriftSchedule, ScheduleSettings
 from edge_sdk.runtime.steps import StepEngines
 from edge_sdk.runtime.stream import Stream
 
@@ -28,7 +29,7 @@ def checked_schedule(bundle: Bundle, schedule: ScheduleSettings | None) -> Sched
 
     Raises:
         RecipeError: it is no schedule.
-        BundleError: it asks for delta steps and the bundle has none.
+        BundleError: it asks for delta steps and the bundle has none, or for trust and the delta step tells none.
     """
     found = bundle.manifest.schedule if schedule is None else schedule
     if not isinstance(found, SCHEDULES):
@@ -38,6 +39,12 @@ def checked_schedule(bundle: Bundle, schedule: ScheduleSettings | None) -> Sched
         raise BundleError(
             f"schedule '{found.kind}': it asks for delta steps, bundle {bundle.path} has a keyframe step only.",
             hint="Use AlwaysSchedule(), or EverySchedule with between='skip'.",
+        )
+    if isinstance(found, DriftSchedule) and bundle.manifest.pair.trust is None:
+        raise BundleError(
+            f"schedule 'drift': it needs a delta step that tells how much of its keyframe still holds, that of bundle "
+            f"{bundle.path} has no output '{TRUST}'.",
+            hint="Use schedule 'every' or 'change', or distil a pair with a confidence (kind: cross), then export it.",
         )
     return found
 

@@ -75,6 +75,8 @@ class Result:
         state_age: frames since the keyframe that this answer rests on; 0 for a keyframe.
         times: how long each stage took.
         task: the task that decoded the prediction.
+        trust: how much of the keyframe still held, 0 to 1, as the delta step told it; None for other steps, and where
+            the bundle's delta step does not tell.
     """
 
     prediction: Prediction
@@ -85,6 +87,7 @@ class Result:
     state_age: int
     times: StageTimes
     task: Task
+    trust: float | None = None
 
     @property
     def mask(self) -> np.ndarray:

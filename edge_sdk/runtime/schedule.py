@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field, model_validator
 
+from edge_sdk.runtime.drift import DriftSchedule
 from edge_sdk.runtime.result import StepKind
 from edge_sdk.settings import Settings
 
@@ -227,10 +228,10 @@ class ExternalSchedule(Settings):
 
 
 ScheduleSettings = Annotated[
-    AlwaysSchedule | EverySchedule | ChangeSchedule | SampleSchedule | ExternalSchedule,
+    AlwaysSchedule | EverySchedule | ChangeSchedule | DriftSchedule | SampleSchedule | ExternalSchedule,
     Field(discriminator="kind"),
 ]
-SCHEDULES = (AlwaysSchedule, EverySchedule, ChangeSchedule, SampleSchedule, ExternalSchedule)
+SCHEDULES = (AlwaysSchedule, EverySchedule, ChangeSchedule, DriftSchedule, SampleSchedule, ExternalSchedule)
 
 
 class _Always(_Unforgiving):

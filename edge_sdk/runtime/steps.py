@@ -132,6 +132,30 @@ def _text(spec: TensorSpec | None) -> str:
     return f"{spec.shape} {spec.dtype}" if spec else "not there"
 
 
+def check_beside(rewritten: Sequence[str], *, background: bool, learning: bool) -> None:
+    """Refuse what a rewritten state does not allow.
+
+    Args:
+        rewritten: names of the state tensors that the delta step rewrites.
+        background: whether keyframes are to run beside the frames.
+        learning: whether the student is to learn.
+
+    Raises:
+        BundleError: the delta step rewrites state, and one of the two is wanted.
+    """
+    if background and rewritten:
+        raise BundleError(
+            f"background keyframes: the delta step rewrites the state '{rewritten[0]}', so a keyframe that comes "
+            "later would undo what the deltas have added to it.",
+            hint="Run this pair without background keyframes.",
+        )
+    if learning and rewritten:
+        raise BundleError(
+            f"adapt: the delta step rewrites the state '{rewritten[0]}', which new weights could not take over.",
+            hint="Export a student that reads its state only.",
+        )
+
+
 def warmed_up(steps: Mapping[str, Sequence[BoundStep]]) -> tuple[dict[str, float], dict[str, float]]:
     """Run every binding twice; the first and second run of each step's first binding, in milliseconds by name."""
     rounds: list[dict[str, float]] = []

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from edge_sdk.bundle import FRAME, Bundle, state_output
-from edge_sdk.errors import BundleError, FrameOrderError, RecipeError, ShapeError
+from edge_sdk.errors import FrameOrderError, RecipeError, ShapeError
 from edge_sdk.runtime.background import BackgroundKeyframe
+from edge_sdk.runtime.drift import ToldSchedule
 from edge_sdk.runtime.engine import BoundStep, Buffer, DeviceTimes, Engine, Lane
 from edge_sdk.runtime.learning import Learning, NewEngines
 from edge_sdk.runtime.result import BareTime, Result, StageTimes, StepKind
 from edge_sdk.runtime.schedule import Schedule
 from edge_sdk.runtime.state import StreamState, read_only
-from edge_sdk.runtime.steps import StepEngines, warmed_up
+from edge_sdk.runtime.steps import StepEngines, check_beside, warmed_up
 from edge_sdk.tasks import Prediction
 from edge_sdk.video.frame import Frame, Truth
 
@@ -39,8 +40,8 @@ class Stream:
         engines: what it began with; new weights bring others, see :meth:`bind_new`.
         state: what the next delta step reads.
         bind_ms: time for buffers and binding, in milliseconds.
-        first_ms, second_ms: the runs that warm up, by ``"keyframe"``, ``"delta"`` and ``"background keyframe"``: the
-            first and second run of each, in milliseconds.
+        first_ms, second_ms: first and second run of ``"keyframe"``, ``"delta"`` and ``"background keyframe"``, in
+            milliseconds.
 
     Raises:
         BundleError: keyframes are to run beside deltas that rewrite the state, or something learns that rewrites it.
@@ -59,7 +60,7 @@ class Stream:
         pair, allocate = engines.pair, engines.keyframe.allocate
         written = {spec.name for spec in engines.delta.outputs} if engines.delta is not None else set()
         rewritten = [spec.name for spec in pair.state if state_output(spec.name) in written]
-        _check_beside(rewritten, background=lane is not None, learning=learning is not None)
+        check_beside(rewritten, background=lane is not None, learning=learning is not None)
         # With keyframes beside the frames there are two banks: deltas read one while the keyframe writes the other. New
         # weights come with a state of their own in the same way.
         two = lane is not None or (learning is not None and bool(pair.state))
@@ -77,11 +78,15 @@ class Stream:
             self._background = BackgroundKeyframe(beside, beside_frame)
             self._beside = beside_frame.host, {name: b.host for name, b in beside_answers.items()}
         self._shared: dict[str, Buffer] = {FRAME: frame, **outputs}
+        trust = engines.pair.trust if engines.delta is not None else None
+        self._heard_in: dict[str, Buffer] = {} if trust is None else {trust.name: allocate(trust)}
         self._bind(engines)
         self.bind_ms = (time.perf_counter_ns() - began_ns) * _MS_PER_NS
 
         self._task = bundle.task
         self._schedule, self._learning = schedule, learning
+        self._trust = next((buffer.host for buffer in self._heard_in.values()), None)
+        self._told = schedule.told if isinstance(schedule, ToldSchedule) else None
         self._epoch = 0
         self._standby = threading.Lock()  # who holds it writes the bank that is not in use
         self._frame = frame.host
@@ -105,7 +110,9 @@ class Stream:
 
     def _bound_deltas(self, engine: Engine) -> tuple[tuple[BoundStep, ...], ...]:
         return tuple(
-            tuple(engine.bind(self._shared | bank.delta_buffers(slot)) for slot in bank.slots)
+            tuple(
+                engine.bind(self._shared | self._heard_in | bank.delta_buffers(slot)) for slot in bank.slots
+            )
             for bank in self._banks
         )
 
@@ -228,8 +235,17 @@ class Stream:
             step_ms -= device.upload_ms + copy_out_ms
         decode_ms, total_ms = (ended_ns - stepped_ns) * _MS_PER_NS, (ended_ns - started_ns) * _MS_PER_NS
         times = StageTimes(copy_in_ms, step_ms, copy_out_ms, decode_ms, total_ms, gpu_ms)
+        trust = None if self._trust is None else self._heard(kind, self._trust)
         age = self.state.age
-        return Result(prediction, kind, seq, captured_s, time.monotonic(), age, times, self._task)
+        return Result(prediction, kind, seq, captured_s, time.monotonic(), age, times, self._task, trust)
+
+    def _heard(self, kind: StepKind, trust: np.ndarray) -> float | None:
+        """What the delta step of this frame told of its keyframe; the schedule hears it too."""
+        if kind is not StepKind.DELTA:
+            return None
+        if self._told is not None:
+            self._told(float(trust), self.state.age)
+        return float(trust)
 
     def _answer(self, kind: StepKind, seq: int, truth: Truth | None) -> DeviceTimes | None:
         """Run the step, or take a recorded teacher's answer; what is learned from it is the learner's to say."""
@@ -380,19 +396,4 @@ class Stream:
         return ShapeError(
             f"frame: expected {expected} (BGR), got {image.shape} {image.dtype}.",
             hint=f"Give frames of {height} x {width}, or export a bundle for the camera's size.",
-        )
-
-
-def _check_beside(rewritten: Sequence[str], *, background: bool, learning: bool) -> None:
-    """Refuse what a rewritten state does not allow."""
-    if background and rewritten:
-        raise BundleError(
-            f"background keyframes: the delta step rewrites the state '{rewritten[0]}', so a keyframe that comes "
-            "later would undo what the deltas have added to it.",
-            hint="Run this pair without background keyframes.",
-        )
-    if learning and rewritten:
-        raise BundleError(
-            f"adapt: the delta step rewrites the state '{rewritten[0]}', which new weights could not take over.",
-            hint="Export a student that reads its state only.",
         )

@@ -10,6 +10,7 @@ from edge_sdk.runtime.result import StepKind
 from edge_sdk.runtime.schedule import (
     AlwaysSchedule,
     ChangeSchedule,
+    DriftSchedule,
     EverySchedule,
     ExternalSchedule,
     SampleSchedule,
@@ -52,6 +53,10 @@ def decisions(schedule: Schedule, images: list[np.ndarray], lost: frozenset[int]
         (EverySchedule(interval=4, between="skip"), (), "ksssksssks"),
         (EverySchedule(interval=5), (2,), "kdkddkdddd"),
         (EverySchedule(interval=20), (), "kddddddddd"),
+        (DriftSchedule(below=0.5), (), "kddddddddd"),
+        (DriftSchedule(below=0.5, max_interval=3), (), "kddkddkddk"),
+        (DriftSchedule(below=0.5, max_interval=1), (), "kkkkkkkkkk"),
+        (DriftSchedule(below=0.5), (2, 3), "kdkkdddddd"),
         (ExternalSchedule(), (), "kddddddddd"),
         (ExternalSchedule(), (4, 5), "kdddkkdddd"),
         (ExternalSchedule(max_interval=4), (), "kdddkdddkd"),
@@ -177,6 +182,7 @@ SETTINGS = st.one_of(
         max_interval=st.none() | st.integers(1, 9),
         between=st.sampled_from(["delta", "skip"]),
     ),
+    st.builds(DriftSchedule, below=st.just(0.5), max_interval=st.none() | st.integers(1, 9)),
     st.builds(SampleSchedule, length=st.integers(4, 9), samples=st.integers(1, 4), restart=st.booleans()),
     st.builds(ExternalSchedule, max_interval=st.none() | st.integers(1, 9)),
 )
@@ -217,7 +223,7 @@ def test_two_schedules_of_one_setting_are_independent(
     [
         (
             {"kind": "sometimes"},
-            r"'schedule'.*'sometimes'.*expected tags.*'always', 'every', 'change', 'sample', 'external'",
+            r"'schedule'.*'sometimes'.*expected tags.*'always', 'every', 'change', 'drift', 'sample', 'external'",
         ),
         ({"interval": 5}, r"'schedule'.*kind"),
         ({"kind": "every"}, r"'schedule.every.interval' is missing"),
@@ -233,6 +239,14 @@ def test_two_schedules_of_one_setting_are_independent(
             r"max_interval 3 is below min_",
         ),
         ({"kind": "change", "threshold": 1, "between": "copy"}, r"between'.*'delta' or 'skip', got 'copy'"),
+        ({"kind": "drift"}, r"'schedule.drift.below' is missing"),
+        ({"kind": "drift", "below": 0}, r"below'.*greater than 0, got 0"),
+        ({"kind": "drift", "below": 1.5}, r"below'.*less than or equal to 1, got 1\.5"),
+        (
+            {"kind": "drift", "below": 0.5, "min_interval": 9, "max_interval": 3},
+            r"max_interval 3 is below min_interval 9",
+        ),
+        ({"kind": "drift", "below": 0.5, "between": "skip"}, r"unknown key 'schedule.drift.between'"),
         ({"kind": "sample", "length": 5}, r"'schedule.sample.samples' is missing"),
         ({"kind": "sample", "length": 5, "samples": 6}, r"samples must be at most length \(5\), it is 6"),
         ({"kind": "sample", "length": 5, "samples": 0}, r"samples'.*greater than or equal to 1, got 0"),
@@ -284,7 +298,9 @@ def test_what_a_clip_bears_of_lost_frames(
 
 @given(
     lost=st.integers(1, 20),
-    which=st.sampled_from([AlwaysSchedule(), EverySchedule(interval=5), ExternalSchedule()]),
+    which=st.sampled_from(
+        [AlwaysSchedule(), EverySchedule(interval=5), ExternalSchedule(), DriftSchedule(below=0.5)]
+    ),
 )
 def test_other_schedules_bear_no_loss(lost: int, which: Settings) -> None:
     schedule: Schedule = which.start()  # type: ignore[attr-defined]
