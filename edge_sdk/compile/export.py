@@ -44,11 +44,12 @@ from edge_sdk.compile.specs import step_spec
 from edge_sdk.compile.weights import leave_open, set_weights
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.online import WEIGHTS_FILE, WEIGHTS_KEY, OnlinePair, OnlineRecipe, open_names
-from edge_sdk.errors import ConversionError, EngineError
-from edge_sdk.manifest import FRAME, OnlineSpec, StepName, state_name
+from edge_sdk.errors import ConversionError, EngineError, RecipeError
+from edge_sdk.manifest import FRAME, TRUST, OnlineSpec, StepName, state_name
 from edge_sdk.optional import require
 from edge_sdk.progress import Progress, Silent
 from edge_sdk.revision import commit_of_sources
+from edge_sdk.runtime.drift import DriftSchedule
 from edge_sdk.tasks import TaskSpec, task_from_spec
 from edge_sdk.tensors import TensorSpec
 
@@ -59,6 +60,7 @@ def export(recipe: ExportRecipe, *, progress: Progress | None = None) -> Bundle:
     Raises:
         ConversionError: torch cannot write the network as ONNX.
         EngineError: ONNX Runtime refuses a graph or disagrees with torch by more than the tolerance.
+        RecipeError: a drift schedule is asked for, and the delta step does not tell how much of its keyframe holds.
     """
     require_place(recipe.out)
     return export_origin(recipe, load_origin(recipe), progress=progress)
@@ -68,7 +70,7 @@ def export_origin(recipe: ExportRecipe, origin: Origin, *, progress: Progress | 
     """Export a pair that was made here instead of the one that ``recipe`` names; everything else is the recipe's.
 
     Raises:
-        ConversionError, EngineError: as :func:`export`.
+        ConversionError, EngineError, RecipeError: as :func:`export`.
     """
     progress = progress or Silent()
     pair = origin.pair.eval()
@@ -80,6 +82,7 @@ def export_origin(recipe: ExportRecipe, origin: Origin, *, progress: Progress | 
     frame = torch.from_numpy(_test_frames(recipe.frame_hw, 1)[0])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         graphs = _step_graphs(origin, recipe, frame)
+        _check_drift(recipe, origin, graphs)
         files: dict[str, Path | bytes] = {}
         specs: dict[str, StepSpec] = {}
         tensors: dict[StepName, dict[str, str]] = {}
@@ -153,11 +156,24 @@ def _step_graphs(
     return graphs
 
 
+def _check_drift(
+    recipe: ExportRecipe, origin: Origin, graphs: dict[str, tuple[StepGraph, tuple[Tensor, ...]]]
+) -> None:
+    """Refuse a drift schedule for a pair that does not tell how much of its keyframe holds."""
+    tells = "delta" in graphs and graphs["delta"][0].tells
+    if isinstance(schedule_of(recipe, origin), DriftSchedule) and not tells:
+        raise RecipeError(
+            f"schedule 'drift': it needs a delta step that returns '{TRUST}', that of this {origin.pair.method} pair "
+            "does not.",
+            hint="Use schedule 'every' or 'change', or distil a pair with a confidence (kind: cross).",
+        )
+
+
 def _write_onnx(graph: StepGraph, inputs: tuple[Tensor, ...], file: Path, opset: int, answer: str) -> None:
     """Write, fold constants, check."""
     learned = learned_values(graph.pair)
     names_in = [FRAME, *(state_input(n) for n in graph.reads), *learned]
-    names_out = [answer, *(state_output(n) for n in graph.writes)]
+    names_out = [answer, *(state_output(n) for n in graph.writes), *([TRUST] if graph.tells else [])]
     module: torch.nn.Module = graph
     if learned:
         values = tuple(torch.from_numpy(value) for value in learned.values())
@@ -212,8 +228,8 @@ def _compare(
     """Run a keyframe and some deltas in torch and ONNX Runtime on the same frames and the same state.
 
     Returns:
-        worst relative difference of a state tensor, and of the answer the worst share of pixels that differ, or the
-        worst difference of a score.
+        worst relative difference of a state tensor, of the answer the worst share of pixels that differ or the worst
+        difference of a score, and the worst difference in trust where the delta step tells it.
 
     Raises:
         EngineError: a difference exceeds the tolerance.
@@ -229,10 +245,12 @@ def _compare(
             names = [node.name for node in session.get_inputs()]
             found = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
             worst[answer] = max(worst[answer], _difference(found[0], expected[0].numpy()))
-            for mine, theirs in zip(found[1:], expected[1:], strict=True):
+            if graph.tells:
+                worst[TRUST] = max(worst.get(TRUST, 0.0), _difference(found.pop(), expected[-1].numpy()))
+            for mine, theirs in zip(found[1:], expected[1 : 1 + len(graph.writes)], strict=True):
                 limit = max(float(theirs.abs().max()), 1e-6)
                 worst["state"] = max(worst["state"], float(np.abs(mine - theirs.numpy()).max()) / limit)
-            state |= dict(zip(graph.writes, expected[1:], strict=True))
+            state |= dict(zip(graph.writes, expected[1:], strict=False))  # trust, the last, is no state
     for what, value in worst.items():
         if not value <= recipe.tolerance:
             raise EngineError(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edge_sdk.distill.frames import FrameToInput
-from edge_sdk.distill.steps import State, StepPair
+from edge_sdk.distill.steps import TRUST, State, StepPair
+from edge_sdk.errors import ConversionError
 from edge_sdk.tasks.base import TaskSpec
 
 
@@ -74,7 +75,7 @@ def decoder_for(task: TaskSpec, frame_hw: tuple[int, int], stride: int) -> nn.Mo
 
 
 class StepGraph(nn.Module):
-    """One step as it is exported: ``forward(frame, *state) -> (answer, *written state)``.
+    """One step as it is exported: ``forward(frame, *state) -> (answer, *written state[, trust])``.
 
     Args:
         pair: the method.
@@ -82,6 +83,10 @@ class StepGraph(nn.Module):
         to_input, decoder: the nodes before and after the network.
         reads: names of the state tensors, in the order in which they are given.
         matmul_resize: write bilinear resizing as two matrix products, see :class:`BilinearAsMatmul`.
+
+    Attributes:
+        writes: names of the state tensors that it writes, once it has been run.
+        tells: whether its last output is trust, once it has been run.
     """
 
     def __init__(
@@ -93,10 +98,15 @@ class StepGraph(nn.Module):
         self.to_input, self.decoder = to_input, decoder
         self.reads = tuple(reads)
         self.writes: tuple[str, ...] = ()
+        self.tells = False
         self.matmul_resize = matmul_resize
 
     def forward(self, frame: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Run the step on ``frame`` (H, W, 3) uint8 BGR."""
+        """Run the step on ``frame`` (H, W, 3) uint8 BGR.
+
+        Raises:
+            ConversionError: what the pair returns as trust is none.
+        """
         if self.matmul_resize:
             with BilinearAsMatmul():
                 return self._run(frame, state)
@@ -110,8 +120,25 @@ class StepGraph(nn.Module):
             logits, written = self.pair.keyframe(x)
         else:
             logits, written = self.pair.delta(x, dict(zip(self.reads, state, strict=True)))
-        self.writes = tuple(written)
-        return (self.decoder(logits), *written.values())
+        state_of = {name: value for name, value in written.items() if name != TRUST}
+        self.writes, self.tells = tuple(state_of), TRUST in written
+        told = [self._trust(written[TRUST])] if self.tells else []
+        return (self.decoder(logits), *state_of.values(), *told)
+
+    def _trust(self, trust: Tensor) -> Tensor:
+        """``trust`` checked, as float32."""
+        if self.step == "keyframe":
+            raise ConversionError(
+                f"keyframe step: it returns '{TRUST}', the name of what a delta step tells of its keyframe.",
+                hint="Give that state tensor another name.",
+            )
+        if trust.ndim or not trust.is_floating_point():
+            raise ConversionError(
+                f"delta step: '{TRUST}' is how much of the keyframe holds, expected a float of shape (), "
+                f"got {tuple(trust.shape)} {str(trust.dtype).removeprefix('torch.')}.",
+                hint=f"Return one number, such as confidence.mean(), and name state anything but '{TRUST}'.",
+            )
+        return trust.float()
 
 
 class BilinearAsMatmul(TorchFunctionMode):

@@ -10,15 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from edge_sdk.manifest import TRUST as TRUST
+
 State = dict[str, Tensor]
-
-TRUST = "trust"
-"""Reserved name in a delta step's second value, beside the rewritten state: how much of the keyframe still holds.
-
-A float32 scalar, shape (), 0 (nothing) to 1 (all of it), such as the mean of a confidence map over the frame. It is no
-state: export makes it an output of the delta graph, and a drift schedule asks for a keyframe where it falls. Training
-and evaluation leave it out. A pair either always returns it or never does.
-"""
 
 
 class StepPair(nn.Module):
@@ -39,7 +33,10 @@ class StepPair(nn.Module):
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The student's output for ``x`` given ``state``, and the state tensors that it rewrites.
 
-        A student that can tell how much of the keyframe still holds returns it beside them, under :data:`TRUST`.
+        A student that can tell how much of the keyframe still holds returns it beside them, under the reserved name
+        :data:`TRUST`: float32, shape (), 0 (nothing of it) to 1 (all), such as the mean of a confidence map. It is no
+        state: export makes it an output of the delta graph, which a drift schedule asks for keyframes by; training and
+        evaluation leave it out. A pair returns it always or never.
         """
         raise TypeError(f"{type(self).__name__} defines no delta step")
 

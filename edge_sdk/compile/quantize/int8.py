@@ -40,7 +40,7 @@ from edge_sdk.compile.quantize.state import (
     quantize_outputs,
 )
 from edge_sdk.errors import EngineError
-from edge_sdk.manifest import StateForm, is_state, state_name
+from edge_sdk.manifest import StateForm, is_state, is_told, state_name
 from edge_sdk.optional import require
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -145,9 +145,9 @@ def _channels(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 
 def _last(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The last convolution before the answer (as opposed to the state); None where a matrix layer decides after it."""
+    """The last convolution before the answer (not before state or trust); None where a matrix layer decides after it."""
     wiring = Wiring(model.graph)
-    answers = [v.name for v in model.graph.output if v.name in wiring.makers and not is_state(v.name)]
+    answers = [v.name for v in model.graph.output if v.name in wiring.makers and not is_told(v.name)]
     needed = wiring.reaches(wiring.makers[name] for name in answers)
     last = next((node for node in reversed(nodes) if node.name in needed), None)
     if last is None:

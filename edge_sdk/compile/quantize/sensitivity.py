@@ -15,7 +15,7 @@ from edge_sdk.compile.quantize.trial import answers_of, score_of, session_of
 from edge_sdk.compile.quantize.variants import Quantizer
 from edge_sdk.errors import EngineError
 from edge_sdk.evaluate.clip import Clip, Tick
-from edge_sdk.manifest import BackendName, is_state
+from edge_sdk.manifest import BackendName, is_told
 from edge_sdk.tasks import Prediction
 
 # Passes a step that each layer is tried on: enough to rank layers, few enough to try them all.
@@ -121,7 +121,7 @@ def _material(quantizer: Quantizer, accuracy: AccuracySettings) -> tuple[Clip, l
 
 def _watched(model: onnx.ModelProto) -> list[str]:
     chosen_from = [node.input[0] for node in model.graph.node if node.op_type in ("ArgMax", "TopK")]
-    return chosen_from or [value.name for value in model.graph.output if not is_state(value.name)]
+    return chosen_from or [value.name for value in model.graph.output if not is_told(value.name)]
 
 
 def _answers(
