@@ -4,7 +4,8 @@ Rows with a keyframe every K frames are counted over every alignment of the keyf
 them: each frame is seen at each distance from its keyframe. An answer rests on its keyframe and on what came between,
 so one pass over all distances gives the score of every interval. How late keyframes beside the frames come is measured
 at the camera's rate; their answers are then computed in turn, so that the score does not hang on this run's clock. A
-schedule that looks at the pictures decides over the clip in order, from several first frames.
+schedule that looks at the pictures, or is told what the delta steps find, decides over the clip in order, from several
+first frames.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edge_sdk.progress import Progress, Silent
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend, backend_available, backend_named
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.runtime.schedule import AlwaysSchedule, EverySchedule
+from edge_sdk.runtime.schedule import AlwaysSchedule, DriftSchedule, EverySchedule
 from edge_sdk.settings import Settings
 from edge_sdk.tasks import Segmentation
 
@@ -151,7 +152,7 @@ class _Demand:
     Args:
         row: which.
         way: how frames between keyframes are answered; ``own`` where every frame is a keyframe.
-        distances: from keyframe to frame, on a fixed grid; None where the schedule looks at the pictures.
+        distances: from keyframe to frame, on a fixed grid; None where the schedule looks at the pictures or the steps.
         lag: frames that keyframes beside the frames come late.
     """
 
@@ -195,6 +196,11 @@ class _Scorer:
     def demand(self, row: Row, lag: int | None) -> _Demand:
         """What ``row`` needs; how late its keyframes come is measured where it is not given."""
         schedule, way = row.schedule, _way(row)
+        if isinstance(schedule, DriftSchedule) and way != "delta":
+            raise RecipeError(
+                f"row {row.name}: schedule 'drift' hears from delta steps, and '{row.variant}' runs none.",
+                hint="Give that row a schedule of kind 'every'.",
+            )
         if row.background and lag is None:
             lag = self._measured_lag(row)
         if isinstance(schedule, AlwaysSchedule):
@@ -234,7 +240,7 @@ class _Scorer:
                 note=late,
             )
         scores, interval = self._followed(demand)
-        note = f"a keyframe every {interval:.1f} frames on this clip"
+        note = f"a keyframe every {interval:.1f} frames on this clip ({1 / interval:.1%} of them)"
         return Score(
             labels=scores.labels(),
             agreement=scores.agreement(),
@@ -249,12 +255,17 @@ class _Scorer:
         return (self._judge.copied if demand.way == "copy" else self._judge.flowed)(farthest, masks)
 
     def _followed(self, demand: _Demand) -> tuple[StreamScores, float]:
-        """Scores of a schedule that looks at the pictures, and its mean interval."""
+        """Scores of a schedule that looks at the pictures or is told what the steps find, and its mean interval."""
         schedule, images = demand.row.schedule, self.clip.images
+
+        def starts_of(interval: float) -> list[int]:
+            reach = min(round(interval), len(images) // 2)
+            return sorted({reach * part // _MOST_STARTS for part in range(_MOST_STARTS)})
+
+        if isinstance(schedule, DriftSchedule):
+            return self._judge.told(schedule, starts_of, lag=demand.lag, engine=demand.row.engine)
         interval = mean_interval(replay(schedule, images, lag=demand.lag))
-        reach = min(round(interval), len(images) // 2)
-        starts = sorted({reach * part // _MOST_STARTS for part in range(_MOST_STARTS)})
-        plans = [replay(schedule, images, start=start, lag=demand.lag) for start in starts]
+        plans = [replay(schedule, images, start=start, lag=demand.lag) for start in starts_of(interval)]
         if demand.way == "delta":
             return self._judge.replayed(plans, demand.row.engine), interval
         masks = self._masks_of(demand.row)

@@ -26,7 +26,7 @@ from edge_sdk.settings import Settings
 SAME_SCORE = 0.0005
 # What a row is made of, from the simplest: one network; its answers kept; two networks and a state between them.
 _PARTS: dict[Variant, int] = {"teacher": 0, "rival": 0, "copy": 1, "flow": 2, "pair": 3}
-_RULES = {"always": 0, "every": 1, "sample": 2, "external": 3, "change": 4}
+_RULES = {"always": 0, "every": 1, "sample": 2, "external": 3, "change": 4, "drift": 5}
 
 
 class Limits(Settings):
@@ -141,7 +141,7 @@ def points_of(document: BenchDocument, intervals: Mapping[str, float] | None = N
 
     Args:
         document: with scores.
-        intervals: frames a keyframe over the clip, by row, for schedules that look at the pictures: a block of the
+        intervals: frames a keyframe over the clip, by row, for schedules that look at pictures or steps: a block of the
             bench sees part of the clip, and its mean is weighed with the clip's own share of keyframes.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from edge_sdk.bench.samples import Mode
@@ -113,6 +114,12 @@ class RowFigures(Settings):
     def latency(self, kind: str = ALL) -> Distribution | None:
         """What a user waits for: age at camera pace, total saturated; None where no such frame was answered."""
         return self.stages.get("age" if self.mode == "camera" else "total", {}).get(kind)
+
+    @property
+    def keyframe_share(self) -> float:
+        """Share of the answered frames that were keyframes, 0-1; NaN where none was answered."""
+        found = {kind: times.frames for kind, times in self.stages.get("total", {}).items()}
+        return found.get("keyframe", 0) / found[ALL] if found.get(ALL) else math.nan
 
 
 class Cost(Settings):

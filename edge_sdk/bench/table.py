@@ -63,7 +63,7 @@ def _rows_table(document: BenchDocument, figures: Figures) -> Table:
 
     table = Table(title="saturated: every row on the same frames, in one run", title_justify="left")
     table.add_column("row")
-    for heading in ("mean ms", "p50", "p99", "max", "times teacher", "mIoU", "agreement"):
+    for heading in ("mean ms", "p50", "p99", "max", "keyframes", "times teacher", "mIoU", "agreement"):
         table.add_column(heading, justify="right")
     for row in document.rows:
         found = figures.row(row.name, "saturated")
@@ -77,6 +77,7 @@ def _rows_table(document: BenchDocument, figures: Figures) -> Table:
             milliseconds(latency.p50_ms.value),
             milliseconds(latency.p99_ms.value),
             milliseconds(latency.max_ms),
+            f"{found.keyframe_share:.1%}",
             NOTHING if speed is None else f"{speed.value:.2f}",
             share(row.labels),
             share(row.agreement),

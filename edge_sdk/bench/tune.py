@@ -180,7 +180,9 @@ def tune(recipe: TuneRecipe, *, backend: Backend | None = None, progress: Progre
     )  # fmt: skip
     rows, scores, notes = _scored(recipe, Lineup.open(measured), named, shown)
     document = bench(measured, rows=rows, backend=backend, progress=shown)
-    followed = {row.name: scores[row.name].interval for row in rows if row.schedule.kind == "change"}
+    followed = {
+        row.name: scores[row.name].interval for row in rows if row.schedule.kind in ("change", "drift")
+    }
     points = points_of(document, followed)
     choice = choose(points, recipe)
     run = None if choice.row is None else run_recipe(recipe, document.row(choice.row))

@@ -10,6 +10,7 @@ from edge_sdk.evaluate.table import milliseconds
 from edge_sdk.runtime.schedule import (
     AlwaysSchedule,
     ChangeSchedule,
+    DriftSchedule,
     EverySchedule,
     SampleSchedule,
     ScheduleSettings,
@@ -61,6 +62,8 @@ def schedule_text(schedule: ScheduleSettings) -> str:
     if isinstance(schedule, ChangeSchedule):
         skipped = ", frames between skipped" if schedule.between == "skip" else ""
         return f"on a change above {schedule.threshold:g} grey levels{limit}{skipped}"
+    if isinstance(schedule, DriftSchedule):
+        return f"where less than {schedule.below:.0%} of the last one holds{limit}"
     return f"on request{limit}"
 
 

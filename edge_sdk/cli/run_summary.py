@@ -24,35 +24,44 @@ if TYPE_CHECKING:
     from edge_sdk.runtime.schedule import Coverage
     from edge_sdk.video import VideoSource
 
-# Times kept for percentiles, since a camera may run for months: ten minutes at 60 frames a second.
+# Values kept for percentiles, since a camera may run for months: ten minutes at 60 frames a second.
 _RECENT = 36_000
 # Classes of a clip that a line names.
 _BEST = 20
 
 
-class Times:
-    """Times of any number of frames: count and mean of all, percentiles of the last ``_RECENT``."""
+class Values:
+    """A time in milliseconds, or a trust, of any number of frames: count and mean of all, percentiles of the last
+    ``_RECENT``.
 
-    def __init__(self) -> None:
-        self.count, self.sum_ms = 0, 0.0
-        self._recent_ms: deque[float] = deque(maxlen=_RECENT)
+    Args:
+        percents: which percentiles.
+    """
 
-    def add(self, value_ms: float) -> None:
+    def __init__(self, *percents: int) -> None:
+        self.count, self.sum = 0, 0.0
+        self._percents = percents
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    def add(self, value: float) -> None:
         """Count one frame."""
         self.count += 1
-        self.sum_ms += value_ms
-        self._recent_ms.append(value_ms)
+        self.sum += value
+        self._recent.append(value)
 
     def figures(self) -> dict[str, float]:
         """Frames, mean, percentiles and how many frames these are of; there is at least one."""
-        p50, p99 = np.percentile(np.asarray(self._recent_ms), (50, 99))
+        found = np.percentile(np.asarray(self._recent), self._percents)
         return {
             "frames": self.count,
-            "mean": self.sum_ms / self.count,
-            "p50": float(p50),
-            "p99": float(p99),
-            "percentile_frames": len(self._recent_ms),
+            "mean": self.sum / self.count,
+            **{f"p{percent}": float(value) for percent, value in zip(self._percents, found, strict=True)},
+            "percentile_frames": len(self._recent),
         }
+
+
+def _times() -> Values:
+    return Values(50, 99)
 
 
 class RunSummary:
@@ -72,8 +81,9 @@ class RunSummary:
         self.recent_ms = 0.0
         self.device: CudaReport | None = None
         self.coverage: Coverage | None = None
-        self._all, self._answer_age, self._gpu = Times(), Times(), Times()
-        self._kinds: dict[StepKind, Times] = defaultdict(Times)
+        self._all, self._answer_age, self._gpu = _times(), _times(), _times()
+        self._trust = Values(1, 10, 50)  # of a trust the low ones matter: they ask for keyframes
+        self._kinds: dict[StepKind, Values] = defaultdict(_times)
         self._stage_ms: dict[str, float] = defaultdict(float)
         self._began_s = self._wall_s = 0.0
         self._live: LiveSource | None = None
@@ -98,6 +108,8 @@ class RunSummary:
             collected.add(times.total_ms)
         if times.gpu_ms is not None:
             self._gpu.add(times.gpu_ms)
+        if result.trust is not None:
+            self._trust.add(result.trust)
         if self._live is not None:
             self._answer_age.add((result.delivered_s - result.captured_s) * 1e3)
         for stage, value in (
@@ -116,7 +128,7 @@ class RunSummary:
         kinds = {kind.value: times for kind, times in self._kinds.items()}
         collected = {"all": self._all, **kinds} if self.frames else {}
         counts = {kind: self._kinds[kind].count if kind in self._kinds else 0 for kind in StepKind}
-        runner_s = self._all.sum_ms / 1e3
+        runner_s = self._all.sum / 1e3
         return {
             "bundle": plain(self.bundle),
             "source": self.source,
@@ -126,6 +138,8 @@ class RunSummary:
             "keyframes": self.keyframes,
             "deltas": counts[StepKind.DELTA],
             "skips": counts[StepKind.SKIP],
+            "keyframe_share": self.keyframes / max(self.frames, 1),
+            "trust": self._trust.figures() if self._trust.count else None,
             "wall_s": self._wall_s,
             "wall_frames_per_second": self.frames / self._wall_s if self._wall_s else 0.0,
             "runner_frames_per_second": self.frames / runner_s if runner_s else 0.0,
@@ -171,11 +185,17 @@ class RunSummary:
             if name != "copy out" or gpu is not None
         )
         lines = [
-            f"{self.frames} frames: {self.keyframes} keyframes, {figures['deltas']} deltas, {figures['skips']} skips; "
+            f"{self.frames} frames: {self.keyframes} keyframes ({figures['keyframe_share']:.1%}), "
+            f"{figures['deltas']} deltas, {figures['skips']} skips; "
             f"{figures['runner_frames_per_second']:.1f} frames/s in the runner, "
             f"{figures['wall_frames_per_second']:.1f} with reading, drawing and writing",
             f"ms a frame: {stages}",
         ]
+        if (trust := figures["trust"]) is not None:
+            lines.append(
+                f"what still held of the keyframe: mean {trust['mean']:.3f}, p50 {trust['p50']:.3f}, "
+                f"p10 {trust['p10']:.3f}, p1 {trust['p1']:.3f} of the deltas"
+            )
         if gpu is not None:
             lines.append(
                 f"GPU time of a step: mean {gpu['mean']:.2f} ms, p50 {gpu['p50']:.2f} ms, p99 {gpu['p99']:.2f} ms"
@@ -226,7 +246,7 @@ def line_of(result: Result) -> dict[str, Any]:
     """One frame's result as plain values.
 
     Of a segmentation, ``share`` is that of the frame that each class takes; of a classification, ``scores`` are those
-    of its best classes, best first.
+    of its best classes, best first. ``trust`` is there where the delta step tells it.
     """
     line: dict[str, Any] = {
         "seq": result.seq,
@@ -235,6 +255,9 @@ def line_of(result: Result) -> dict[str, Any]:
         "state_age": result.state_age,
         "times": plain(result.times),
     }
+    if result.trust is not None:
+        # JSON has no word for what is no number.
+        line["trust"] = round(result.trust, 6) if np.isfinite(result.trust) else None
     if isinstance(result.prediction, Segmentation):
         mask, classes = result.prediction.mask, result.task.spec.classes
         counts = np.bincount(mask.reshape(-1), minlength=len(classes))
@@ -244,7 +267,6 @@ def line_of(result: Result) -> dict[str, Any]:
     if isinstance(result.prediction, Classification):
         scores, classes = result.prediction.scores, result.task.spec.classes
         best = np.argsort(-np.nan_to_num(scores), kind="stable")[:_BEST]
-        # JSON has no word for what is no number.
         line["scores"] = {
             classes[index]: round(float(scores[index]), 6) if np.isfinite(scores[index]) else None
             for index in best

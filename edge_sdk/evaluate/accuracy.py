@@ -13,9 +13,10 @@ from edge_sdk.evaluate.baselines import copied, flowed
 from edge_sdk.evaluate.clip import Clip, Tick
 from edge_sdk.evaluate.evaluation import AtDistance
 from edge_sdk.evaluate.metrics import Planned, Reference, StreamScores, consistency_of, pair_lookups, plan
+from edge_sdk.evaluate.replay import Replay, mean_interval
 from edge_sdk.runtime.engine import Backend
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule
+from edge_sdk.runtime.schedule import AlwaysSchedule, ExternalSchedule, ScheduleSettings
 from edge_sdk.tasks import Segmentation
 
 # Two exports of one teacher round differently; a pixel on the border of two classes may go either way.
@@ -148,13 +149,14 @@ class Judge:
         Raises:
             BundleError: the keyframe step and the teacher's own bundle disagree.
         """
-        wanted = set(keep)
+        wanted, checks = set(keep), self._checks_teacher(engine)
+
+        def masks_of(planned: Sequence[Planned]) -> Masks:
+            first_phase = all(where.counted for where in planned)
+            return self._run(runner, planned, wanted if first_phase else set(), checks)
+
         with self._pair_runner(engine) as runner:
-            return self._over_phases(
-                _delta_name(engine),
-                interval,
-                lambda planned: self._run(runner, planned, wanted, self._checks_teacher(engine)),
-            )
+            return self._over_phases(_delta_name(engine), interval, masks_of)
 
     def replayed(self, plans: Sequence[Sequence[Planned]], engine: str = FLOAT32) -> StreamScores:
         """Scores of the pair where ``plans`` say which keyframe each frame rests on; one plan a pass.
@@ -172,6 +174,40 @@ class Judge:
                 done += len(planned)
                 self._tick(_delta_name(engine), done, total)
         return scores
+
+    def told(
+        self,
+        schedule: ScheduleSettings,
+        more: Callable[[float], Iterable[int]],
+        *,
+        lag: int | None = None,
+        engine: str = FLOAT32,
+    ) -> tuple[StreamScores, float]:
+        """Scores of the pair under a schedule that is told what its delta steps find, and the mean interval.
+
+        Args:
+            schedule: followed from frame 0 first; frames a keyframe in that pass are the mean interval.
+            more: first frames of the passes after that one, by the mean interval.
+            lag: frames that keyframes come late, as for :class:`Replay`.
+            engine: which engines of the pair.
+
+        Raises:
+            BundleError: the keyframe step and the teacher's own bundle disagree.
+        """
+        scores = StreamScores(self._reference, 1)
+        with self._pair_runner(engine) as runner:
+
+            def follow(start: int, part: int, parts: int) -> Replay:
+                plan = Replay(schedule, self._clip.images, start=start, lag=lag)
+                scores.add_phase(self._run(runner, plan, set(), self._checks_teacher(engine), plan.told))
+                self._tick(f"{_delta_name(engine)} {schedule.kind}", part, parts)
+                return plan
+
+            interval = mean_interval(follow(0, 0, 1).planned)
+            starts = [start for start in more(interval) if start]
+            for part, start in enumerate(starts, start=1):
+                follow(start, part, len(starts))
+        return scores, interval
 
     def replayed_masks(
         self,
@@ -215,10 +251,14 @@ class Judge:
         return scores
 
     def _run(
-        self, runner: EdgeRunner, planned: Sequence[Planned], keep: set[int], own_teacher: bool
+        self,
+        runner: EdgeRunner,
+        planned: Iterable[Planned],
+        keep: set[int],
+        own_teacher: bool,
+        told: Callable[[float | None], None] | None = None,
     ) -> Iterator[tuple[Planned, np.ndarray]]:
         runner.reset()
-        first_phase = all(where.counted for where in planned)
         keyframes = differing = since = 0
         key = -1
         for where in planned:
@@ -232,11 +272,13 @@ class Judge:
                 result = runner(self._clip.frames[where.index].image)
             if result.state_age != since:
                 raise EngineError(f"runner: frame {where.index} has age {result.state_age}, not {since}.")
+            if told is not None:
+                told(result.trust)
             mask = result.mask.copy()
             if where.distance == 0:
                 keyframes += 1
                 differing += int(np.count_nonzero(mask != self._teacher[where.index].mask))
-            if first_phase and where.index in keep:
+            if where.index in keep:
                 self.kept[where.index] = mask
             yield where, mask
         if own_teacher:

@@ -171,7 +171,7 @@ def test_a_schedule_that_looks_is_followed_from_several_first_frames(pair, lineu
         counted(followed(pair, CHANGE, starts)), abs=1e-12
     )
     assert found.interval == mean
-    assert found.note == f"a keyframe every {mean:.1f} frames on this clip"
+    assert found.note == f"a keyframe every {mean:.1f} frames on this clip ({1 / mean:.1%} of them)"
 
 
 def test_external_keyframes_come_at_the_longest_interval_alone(pair, lineup) -> None:

@@ -121,7 +121,7 @@ def test_people_get_counts_stages_and_paths(bundle, tmp_path):
     out = tmp_path / "deep" / "out.mp4"
     result = run(bundle, SOURCE, "--out", out, "--limit", "5", "--interval", "2")
     assert result.exit_code == 0, result.output
-    assert "5 frames: 3 keyframes, 2 deltas, 0 skips" in result.stdout
+    assert "5 frames: 3 keyframes (60.0%), 2 deltas, 0 skips" in result.stdout
     (stages,) = [line for line in result.stdout.splitlines() if line.startswith("ms a frame:")]
     assert [word for word in stages.split() if word.isalpha()] == [
         "ms",

@@ -107,7 +107,7 @@ def test_a_run_keeps_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> No
 
     def held() -> int:
         times = [summary._all, summary._gpu, summary._answer_age, *summary._kinds.values()]
-        return sum(len(kept._recent_ms) for kept in times)
+        return sum(len(kept._recent) for kept in times)
 
     for count in range(1, 1000):
         summary.add(one, draw_ms=0.0, write_ms=0.0)
