@@ -248,7 +248,7 @@ FULL = Benchmark(
     ),
     smaller=Smaller(
         clips=Clips(
-            side=64, length=8, train=480, validation=600, test=1200, unlabelled=1920, noise=20.0, size=0.6
+            side=64, length=8, train=360, validation=600, test=1200, unlabelled=1920, noise=16.0, size=0.45
         ),
         side=32,
         networks={
@@ -257,8 +257,8 @@ FULL = Benchmark(
             "3D, causal": _placed_network("causal3d"),
         },
         further={},
-        teacher=Course(steps=1500, lr=3e-3),
-        student=Course(steps=1500, lr=3e-3),
+        teacher=Course(steps=1200, lr=3e-3),
+        student=Course(steps=1200, lr=3e-3),
     ),
 )
 
