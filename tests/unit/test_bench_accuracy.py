@@ -20,7 +20,7 @@ from edge_sdk.errors import BundleError, RecipeError
 from edge_sdk.evaluate.accuracy import Judge
 from edge_sdk.evaluate.clip import Clip
 from edge_sdk.evaluate.metrics import plan
-from edge_sdk.evaluate.replay import mean_interval, replay
+from edge_sdk.evaluate.replay import Replay, mean_interval, replay
 from edge_sdk.runtime import stream
 from edge_sdk.runtime.background import BackgroundKeyframe, BackgroundKeyframes
 from edge_sdk.runtime.engine import backend_named
@@ -29,13 +29,14 @@ from edge_sdk.runtime.runner import EdgeRunner
 from edge_sdk.runtime.schedule import (
     AlwaysSchedule,
     ChangeSchedule,
+    DriftSchedule,
     EverySchedule,
     ExternalSchedule,
     ScheduleSettings,
 )
 from edge_sdk.tasks import Segmentation, task_from_spec
 from edge_sdk.video.frame import Frame
-from tests.graphs import TinyPair, chaining, per_frame, random_images, residual
+from tests.graphs import TinyPair, chaining, per_frame, random_images, residual, telling
 
 SIZE = (24, 32)
 COUNT = 9
@@ -46,6 +47,7 @@ TRUTHS = [
     Segmentation(np.ascontiguousarray(mask[:, ::-1])) if index % 2 == 0 else None
     for index, mask in enumerate(residual(SIZE).expected(IMAGES, [StepKind.KEYFRAME] * COUNT))
 ]
+DRIFT = DriftSchedule(below=0.4, max_interval=4)
 CHANGE = ChangeSchedule(threshold=75.0, max_interval=4, stride=8)
 Answers = Iterator[tuple[int, np.ndarray]]
 
@@ -174,6 +176,45 @@ def test_a_schedule_that_looks_is_followed_from_several_first_frames(pair, lineu
     assert found.note == f"a keyframe every {mean:.1f} frames on this clip ({1 / mean:.1%} of them)"
 
 
+@pytest.mark.parametrize("pair", [telling], indirect=True)
+@pytest.mark.parametrize("lag", [None, 2])
+def test_a_schedule_that_is_told_is_followed_while_the_steps_run(lag, pair, lineup) -> None:
+    # What the steps tell hangs on the frame alone here, so a replay can be told without running them.
+    plans = []
+    for start in range(5):
+        plans.append(Replay(DRIFT, IMAGES, start=start, lag=lag))
+        for where in plans[-1]:
+            red = float(IMAGES[where.index][0, 0, 2]) / 256
+            plans[-1].told(red if where.distance else None)
+    mean = mean_interval(plans[0].planned)
+    assert 1 < mean < 4, "the trust is to give keyframes and deltas"
+    starts = range(min(round(mean), COUNT // 2))
+
+    def answers() -> Answers:
+        for start in starts:
+            for where in plans[start].planned:
+                mask, state = pair.keyframe_formula(IMAGES[where.key], None)
+                yield (
+                    where.index,
+                    pair.delta_formula(IMAGES[where.index], state)[0] if where.distance else mask,
+                )
+
+    wanted = row(schedule=DRIFT, background=lag is not None)
+    found = scores_of([wanted], lineup, clip(), lags={"row": lag} if lag else None)["row"]
+    assert (found.labels, found.agreement) == pytest.approx(counted(answers()), abs=1e-12)
+    assert found.interval == mean
+    assert f"a keyframe every {mean:.1f} frames on this clip ({1 / mean:.1%} of them)" in found.note
+
+
+def test_what_runs_no_delta_steps_cannot_follow_drift(lineup) -> None:
+    with pytest.raises(
+        RecipeError, match=r"row row: schedule 'drift' hears from delta steps, and 'copy' runs none"
+    ):
+        scores_of([row("copy", DRIFT)], lineup, clip())
+    with pytest.raises(TypeError, match="schedule 'drift' has to be told"):
+        replay(DRIFT, IMAGES)
+
+
 def test_external_keyframes_come_at_the_longest_interval_alone(pair, lineup) -> None:
     schedule = ExternalSchedule(max_interval=4)
     found = scores_of([row(schedule=schedule)], lineup, clip())["row"]
@@ -274,6 +315,18 @@ SCHEDULES: list[ScheduleSettings] = [
     ExternalSchedule(),
     ExternalSchedule(max_interval=2),
 ]
+
+
+@pytest.mark.parametrize("pair", [telling], indirect=True)
+def test_a_replay_that_is_told_is_what_a_runner_does(pair, lineup) -> None:
+    plan, ages = Replay(DRIFT, IMAGES), []
+    with EdgeRunner(lineup.subject, schedule=DRIFT, threads=1) as runner:
+        for where in plan:
+            result = runner(IMAGES[where.index])
+            ages.append(result.state_age)
+            plan.told(result.trust)
+    assert [where.distance for where in plan.planned] == ages
+    assert {0, 1} < set(ages)
 
 
 @pytest.mark.parametrize("start", [0, 2])

@@ -10,9 +10,9 @@ import pytest
 import edge_sdk
 from edge_sdk.bundle import Bundle, FileRecord, Manifest, write_bundle
 from edge_sdk.errors import BundleError, ChecksumError, EdgeSdkError, FileFormatError, MissingFileError
-from edge_sdk.runtime.schedule import EverySchedule
+from edge_sdk.runtime.schedule import DriftSchedule, EverySchedule
 from edge_sdk.tensors import TensorSpec
-from tests.graphs import chaining, per_frame, residual
+from tests.graphs import chaining, per_frame, residual, telling
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -301,6 +301,39 @@ def test_delta_schedule_without_delta_step(tmp_path: Path) -> None:
         write_bundle(tmp_path / "b", skipping, per_frame().files()).manifest
         == Bundle.open(tmp_path / "b").manifest
     )
+
+
+def test_drift_schedule_without_trust(tmp_path: Path) -> None:
+    drift = DriftSchedule(below=0.5)
+    with pytest.raises(
+        BundleError, match="schedule 'drift' asks for the output 'trust', the delta step has none"
+    ):
+        write_bundle(tmp_path / "b", residual().manifest(drift), residual().files())
+    with pytest.raises(BundleError, match="schedule 'drift' asks for delta steps, there is no delta step"):
+        write_bundle(tmp_path / "b", per_frame().manifest(drift), per_frame().files())
+    assert telling().write(tmp_path / "b", drift).manifest.pair.trust is not None
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "message"),
+    [
+        ("delta", {"shape": [1]}, r"delta output: expected 'trust' \(\) float32, got 'trust' \(1,\) float32"),
+        ("delta", {"dtype": "float16"}, r"expected 'trust' \(\) float32, got 'trust' \(\) float16"),
+        ("keyframe", {}, r"keyframe output: 'trust' is unknown or named twice"),
+    ],
+)
+def test_trust_is_one_number_of_the_delta_step(
+    step: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    telling().write(tmp_path / "b")
+
+    def edited(data: dict[str, Any]) -> None:
+        trust = {**data["steps"]["delta"]["outputs"].pop(), **change}
+        data["steps"][step]["outputs"].append(trust)
+
+    edit(tmp_path / "b", edited)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(tmp_path / "b")
 
 
 def test_without_verify_content_is_not_read_but_size_is(tmp_path: Path) -> None:

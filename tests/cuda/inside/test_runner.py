@@ -14,11 +14,11 @@ from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.cuda.device import CudaOptions
 from edge_sdk.runtime.result import Result, StepKind
 from edge_sdk.runtime.runner import EdgeRunner
-from edge_sdk.runtime.schedule import EverySchedule
+from edge_sdk.runtime.schedule import DriftSchedule, EverySchedule
 from edge_sdk.runtime.several import MultiRunner
 from edge_sdk.video.frame import Frame
 from tests.cuda.world import DRIVER, OUT_OF_MEMORY, DeviceOrtBackend, Driver, watched
-from tests.graphs import PAIRS, random_images, residual
+from tests.graphs import PAIRS, random_images, residual, telling, trusted
 from tests.parity_world import INT8, with_int8
 
 SIZE = (32, 48)
@@ -69,6 +69,55 @@ def test_whatever_the_order_of_asynchronous_work(seed: int, tmp_path: Path) -> N
     made = PAIRS["chaining"](SIZE).write(tmp_path / "bundle", EverySchedule(interval=5))
     with watched(mode="shuffle", seed=seed):
         assert answers(made, DeviceOrtBackend(), threaded=False) == answers(made)
+
+
+@pytest.mark.parametrize("memory", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_delta_tells_reaches_the_schedule(mode: str, memory: Any, tmp_path: Path) -> None:
+    """A scalar among the outputs: it is copied behind the answer, and read when both are there."""
+    made = telling(SIZE).write(tmp_path / "bundle", DriftSchedule(below=0.5, min_interval=2))
+    expected = told(made, "onnxruntime")
+    assert {kind for kind, *_ in expected} == {StepKind.KEYFRAME, StepKind.DELTA}
+    assert expected != told(made, "onnxruntime", schedule=EverySchedule(interval=4))
+    with watched(mode=mode, seed=7):
+        assert told(made, DeviceOrtBackend(CudaOptions(memory=memory))) == expected
+
+
+def told(bundle: Bundle, backend: Any, **how: Any) -> list[tuple[StepKind, int, float | None]]:
+    with EdgeRunner(bundle, backend=backend, threads=1, **how) as runner:
+        results = [runner(image) for image in IMAGES]
+    return [(result.kind, result.state_age, result.trust) for result in results]
+
+
+def test_trust_costs_one_small_copy_a_delta(tmp_path: Path) -> None:
+    made = telling(SIZE).write(tmp_path / "bundle", EverySchedule(interval=2))
+    with (
+        watched() as driver,
+        EdgeRunner(made, backend=DeviceOrtBackend(CudaOptions(memory="pinned"))) as runner,
+    ):
+        driver.configure()
+        for image in IMAGES:
+            runner(image)
+        calls = driver.report().calls
+        assert calls["cuMemcpyDtoHAsync_v2"] == len(IMAGES) + len(IMAGES) // 2
+        assert calls["cuEventSynchronize"] == len(IMAGES)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_drift_with_keyframes_beside_the_frames(mode: str, tmp_path: Path) -> None:
+    made = telling(SIZE).write(tmp_path / "bundle", DriftSchedule(below=0.5))
+    low, high = (trusted(IMAGES[0], level) for level in (0, 255))
+    with watched(mode=mode, seed=3):
+        how: dict[str, Any] = {"background": BackgroundKeyframes(), "backend": DeviceOrtBackend()}
+        with EdgeRunner(made, **how) as runner:
+            quiet = [runner(high).state_age for _ in range(20)]
+            assert quiet == list(range(20)), "a state that holds is kept"
+            runner(low)
+            ages = [runner(high).state_age for _ in range(20)]
+    # One keyframe, of the frame after the drift; from where it is taken over the ages go on from its own.
+    fresh = [index for index, age in enumerate(ages) if age == index]
+    assert fresh
+    assert ages == [index if index >= fresh[0] else 21 + index for index in range(20)]
 
 
 def test_a_frame_makes_nothing_and_waits_once(tmp_path: Path) -> None:
