@@ -257,7 +257,7 @@ FULL = Benchmark(
             "3D, causal": _placed_network("causal3d"),
         },
         further={},
-        teacher=Course(steps=1200, lr=3e-3),
+        teacher=Course(steps=800, lr=3e-3),
         student=Course(steps=1200, lr=3e-3),
     ),
 )
