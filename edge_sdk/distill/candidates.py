@@ -1,4 +1,4 @@
-"""Student candidates of one convolution, and the gate that chooses between them (Delta Distillation, arXiv 2203.09594).
+"""Student candidates of one convolution, and the choice between candidates (Delta Distillation, arXiv 2203.09594).
 
 Candidates have no bias: they act on differences, in which a bias cancels.
 """
@@ -6,6 +6,7 @@ Candidates have no bias: they act on differences, in which a bias cancels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,12 +145,34 @@ def candidate_macs(candidate: nn.Module, in_hw: tuple[int, int]) -> int:
     return total
 
 
-class Gate(nn.Module):
-    """One scalar choice between two candidates: 1 takes the full one.
+class Chooser(nn.Module):
+    """A choice among the candidates of one unit, learnt by gradient.
 
-    Training draws from the relaxed Bernoulli (two Gumbel samples, temperature 2/3), passes a hard 0 or 1 on and the
-    soft value's gradient back. Evaluation takes the sign of the logit, read anew every time.
+    Training draws one candidate from the relaxed categorical distribution (Gumbel noise, temperature 2/3): a hard 0 or
+    1 for each goes on and the soft value's gradient back. Evaluation takes the likeliest, read anew every time.
+
+    Attributes:
+        fixed: index of the candidate once it is decided; ``None`` while it is learnt.
     """
+
+    fixed: int | None = None
+
+    def shares(self) -> Tensor:
+        """Probability of each candidate, (candidates,), summing to 1."""
+        raise TypeError(f"{type(self).__name__} defines no shares")
+
+    def weights(self) -> Tensor:
+        """One draw: 1 for the candidate taken and 0 for the others, (candidates,)."""
+        raise TypeError(f"{type(self).__name__} defines no weights")
+
+    @property
+    def best(self) -> int:
+        """Index of the candidate that was decided or, until then, of the likeliest."""
+        return self.fixed if self.fixed is not None else int(self.shares().argmax())
+
+
+class Gate(Chooser):
+    """The published gate: one scalar choice between two candidates, 1 takes the full one, which comes first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,13 +181,63 @@ class Gate(nn.Module):
     @property
     def full(self) -> bool:
         """The choice as it stands."""
-        return bool(self.logit > 0)
+        return self.best == 0
+
+    @property
+    def best(self) -> int:
+        """0 for the full candidate, 1 for the other."""
+        return self.fixed if self.fixed is not None else int(self.logit <= 0)
+
+    def shares(self) -> Tensor:
+        """Probability of the full candidate and of the other."""
+        full = torch.sigmoid(self.logit)
+        return torch.stack((full, 1 - full))
+
+    def weights(self) -> Tensor:
+        """One draw for both."""
+        full = self()
+        return torch.stack((full, 1 - full))
 
     def forward(self) -> Tensor:
         """The gate's value, a scalar 0 or 1."""
         if not self.training:
             return (self.logit > 0).float()
-        noise = -torch.log(-torch.log(torch.rand(2, device=self.logit.device).clamp(1e-9, 1 - 1e-7)))
+        noise = _gumbel(2, self.logit)
         soft = torch.sigmoid((self.logit + noise[0] - noise[1]) / GUMBEL_TEMPERATURE)
         # The difference first: it is exactly zero, so the value is exactly 0 or 1.
         return (soft >= 0.5).float() + (soft - soft.detach())
+
+
+class Choice(Chooser):
+    """A choice among any number of candidates; of two, it draws as the published gate does.
+
+    Args:
+        starts: score of each candidate before training; only differences count.
+    """
+
+    def __init__(self, starts: Sequence[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(starts))
+
+    def shares(self) -> Tensor:
+        """Probability of each candidate."""
+        return torch.softmax(self.logits, 0)
+
+    def weights(self) -> Tensor:
+        """One draw in training, the likeliest in evaluation."""
+        return self()
+
+    def forward(self) -> Tensor:
+        """A 1 for one candidate and 0 for the others, (candidates,)."""
+        if not self.training:
+            return _one_hot(self.logits)
+        soft = torch.softmax((self.logits + _gumbel(len(self.logits), self.logits)) / GUMBEL_TEMPERATURE, 0)
+        return _one_hot(soft) + (soft - soft.detach())
+
+
+def _one_hot(scores: Tensor) -> Tensor:
+    return nn.functional.one_hot(scores.detach().argmax(), len(scores)).float()
+
+
+def _gumbel(count: int, like: Tensor) -> Tensor:
+    return -torch.log(-torch.log(torch.rand(count, device=like.device).clamp(1e-9, 1 - 1e-7)))

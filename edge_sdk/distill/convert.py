@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.distill.candidates import (
-    candidate_macs,
-    conv_macs,
-    full_candidate,
-    layer_rank,
-    low_rank_candidate,
-)
-from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, KeptBlock
+from edge_sdk.distill.delta import Candidate, DeltaBlock, DeltaConv2d, DeltaNet, Joined
+from edge_sdk.distill.kinds import Kind, macs_of, narrowed, student_of
+from edge_sdk.distill.parts import Part, narrowed_by, parts_of
 from edge_sdk.distill.recipes import DeltaSettings
-from edge_sdk.distill.surgery import copy_of, fold, matches, obstacle, replace
+from edge_sdk.distill.surgery import copy_of, fold, obstacle, replace
 from edge_sdk.distill.survey import ConvUse, check_blocks, check_patterns, fits, left_alone, survey
 from edge_sdk.distill.tape import Tape
 from edge_sdk.distill.verify import answer, check_conversion, probe_like
@@ -46,10 +40,27 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A delta network and what was done to each convolution."""
+    """A delta network and what was done to each convolution.
+
+    Attributes:
+        net: the network.
+        layers: a row for each convolution.
+        units: by unit, what its student may be, and the multiply-accumulates of each in one frame.
+        unused: units that feed only what is kept, whatever is still to be chosen; they are the teacher's own again.
+    """
 
     net: DeltaNet
     layers: tuple[LayerReport, ...]
+    units: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Students of units: new modules by the identity of those they replace, and rows and costs by name."""
+
+    replaced: dict[int, nn.Module] = field(default_factory=dict)
+    macs: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Conversion:
@@ -58,11 +69,12 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     Args:
         teacher: any module mapping (N, 3, h, w) to outputs.
         example: one input (1, 3, h, w), float32, to watch the module run.
-        settings: which layers, which candidates.
+        settings: which layers and parts, which candidates.
 
     Raises:
-        ConversionError: a pattern matches no convolution, nothing is left to convert, or the converted network does
-            not agree with the teacher.
+        ConversionError: a pattern matches nothing, nothing is left to convert, or the converted network does not agree
+            with the teacher.
+        RecipeError: ``settings.choice`` names no unit, or what the unit may not be.
     """
     network = copy_of(teacher).eval()
     probe = probe_like(example)
@@ -72,77 +84,132 @@ def to_delta(teacher: nn.Module, example: Tensor, settings: DeltaSettings) -> Co
     for use in uses:
         if use.norm is not None and obstacle(use.conv) is None:
             fold(network, use.conv, use.norm)
-    tape = Tape()
-    blocks = _blocks(network, settings.blocks, "blocks")
-    kept = _blocks(network, settings.kept, "kept")
-    _check_apart(blocks, kept)
-    check_blocks(network, example, blocks | kept)
-    homes = {id(m): f"block {name}" for name, block in blocks.items() for m in block.modules()}
-    homes |= {id(m): f"kept {name}" for name, block in kept.items() for m in block.modules()}
-    reports, replaced = _convert_layers(uses, homes, settings, tape)
-    for name, block in blocks.items():
-        replaced[id(block)] = DeltaBlock(block, name, tape, _narrow(block, settings))
-    replaced |= {id(block): KeptBlock(block, name, tape) for name, block in kept.items()}
-    if not replaced:
+    tape, found = Tape(), _Found()
+    parts = parts_of(network, settings)
+    check_blocks(network, example, {p.name: p.module for p in parts if not p.linear})
+    homes = {id(m): part for part in parts for m in part.module.modules()}
+    reports = _convert_layers(uses, homes, settings, tape, found)
+    for part in parts:
+        _convert_part(part, [use for use in uses if homes.get(id(use.conv)) is part], settings, tape, found)
+    if not found.replaced:
         reasons = sorted({report.reason for report in reports}) or ["the network has no Conv2d"]
         raise ConversionError(
             f"'delta': no convolution of {type(teacher).__name__} can be converted ({'; '.join(reasons)}).",
             hint="Widen delta.include, or choose a larger gamma.",
         )
-    replace(network, replaced)
+    narrowed_by(settings.choice, found.macs, "delta.choice")
+    replace(network, found.replaced)
     net = DeltaNet(network, tape)
-    check_conversion(net, probe, expected)
-    unused = _drop_unused(net, example)
-    reports = [_told(row, unused) for row in reports]
-    return Conversion(net, tuple(reports))
+    _check_each(net, probe, expected)
+    unused = drop_unused(net, example)
+    units = {name: macs for name, macs in found.macs.items() if name not in unused}
+    return Conversion(net, tuple(_told(row, unused) for row in reports), units, frozenset(unused))
+
+
+def _check_each(net: DeltaNet, probe: Tensor, expected: list[Tensor]) -> None:
+    """Check the network with each candidate of its units in turn."""
+    for index in range(max((len(unit.candidates) for unit in net.units.values()), default=1)):
+        with net.each_as(index):
+            check_conversion(net, probe, expected)
 
 
 def _convert_layers(
-    uses: list[ConvUse], homes: dict[int, str], settings: DeltaSettings, tape: Tape
-) -> tuple[list[LayerReport], dict[int, nn.Module]]:
-    """Students for every convolution that is not inside a block or kept part, and the table of all of them.
+    uses: list[ConvUse], homes: Mapping[int, Part], settings: DeltaSettings, tape: Tape, found: _Found
+) -> list[LayerReport]:
+    """Students for every convolution that is not part of a unit that was named, and the table of all of them.
 
     Args:
         uses: the network's convolutions in order.
-        homes: for each module inside a block or kept part, by identity, the reason to give.
-
-    Returns:
-        the table, and the new layers by the identity of those they replace.
+        homes: for each module of a named unit, by identity, that unit.
     """
     reports: list[LayerReport] = []
-    replaced: dict[int, nn.Module] = {}
     for index, use in enumerate(uses):
-        macs = sum(conv_macs(use.conv, hw)[0] for hw in use.inputs)
-        home = homes.get(id(use.conv))
-        if home is not None:
-            cheapest = 0 if home.startswith("kept ") else _block_macs(use, settings)
-            reports.append(LayerReport(use.name, True, home, macs, cheapest))
+        macs = sum(macs_of(use.conv, hw, Kind(), settings) for hw in use.inputs)
+        part = homes.get(id(use.conv))
+        if part is not None:
+            names = _narrowed(part.name, part.candidates, settings)
+            cheapest = min(_use_macs(use, Kind.parse(name), settings) for name in names)
+            reports.append(LayerReport(use.name, True, part.reason(names), macs, cheapest))
             continue
         reason = _left_alone(index, len(uses), use, settings)
-        layer, cheapest = _students(use, settings, tape) if reason is None else (None, macs)
-        if layer is None:
+        names = _published(use, settings) if reason is None else ()
+        if not names:
             reports.append(LayerReport(use.name, False, reason or "no cheaper candidate", macs, macs))
             continue
-        replaced[id(use.conv)] = layer
-        candidates = (("full", layer.g_full), ("low rank", layer.g_low))
-        held = " and ".join(name for name, candidate in candidates if candidate is not None)
+        low = str(Kind("rank", settings.gamma))
+        candidates = _candidates(use.name, use.conv, names, settings, {low: "g_low"}, found, [use])
+        found.replaced[id(use.conv)] = DeltaConv2d(
+            use.conv, use.name, tape, candidates, calls=len(use.inputs)
+        )
+        held = " and ".join("low rank" if c.name == low else c.name for c in candidates)
+        cheapest = min(found.macs[use.name][c.name] for c in candidates)
         reports.append(LayerReport(use.name, True, held, macs, cheapest))
-    return reports, replaced
+    return reports
 
 
-def _drop_unused(net: DeltaNet, example: Tensor) -> set[str]:
-    """Put the teacher's own layers back where they feed only kept blocks: their state would never be read.
+def _convert_part(
+    part: Part, uses: list[ConvUse], settings: DeltaSettings, tape: Tape, found: _Found
+) -> None:
+    """Students of one unit that was named; ``uses`` are the convolutions in it."""
+    candidates = _candidates(part.name, part.module, part.candidates, settings, {}, found, uses)
+    if part.key == "blocks":
+        # A convolution among them keeps its bias too, as checkpoints have it.
+        student = narrowed(part.module, Kind.parse(part.candidates[0]), settings)
+        candidates = [Candidate(part.candidates[0], "g_block", student)]
+    if part.linear and isinstance(part.module, nn.Conv2d):
+        if not uses:
+            raise ConversionError(
+                f"'delta.units': expected '{part.name}' to be called, it is not.",
+                hint="Leave it out of delta.units.",
+            )
+        unit: Joined = DeltaConv2d(part.module, part.name, tape, candidates, calls=len(uses[0].inputs))
+    else:
+        unit = DeltaBlock(part.module, part.name, tape, candidates)
+    found.replaced[id(part.module)] = unit
+
+
+def _narrowed(name: str, candidates: tuple[str, ...], settings: DeltaSettings) -> tuple[str, ...]:
+    """What the choice leaves of a unit's candidates; one that it may not be is refused later, with all units known."""
+    chosen = settings.choice.get(name)
+    return (chosen,) if chosen in candidates and chosen is not None else candidates
+
+
+def _candidates(
+    name: str, module: nn.Module, names: tuple[str, ...], settings: DeltaSettings,
+    parts: Mapping[str, str], found: _Found, uses: Sequence[ConvUse],
+) -> list[Candidate]:  # fmt: skip
+    """The students of a unit, and note what each costs.
+
+    Args:
+        parts: submodule names that differ from the kind's own.
+        uses: the convolutions in the unit.
+    """
+    kinds = {each: Kind.parse(each) for each in names}
+    found.macs[name] = {
+        each: sum(_use_macs(use, kind, settings) for use in uses) for each, kind in kinds.items()
+    }
+    return [
+        Candidate(each, parts.get(each, kinds[each].part), student_of(module, kinds[each], settings))
+        for each in _narrowed(name, names, settings)
+    ]
+
+
+def _use_macs(use: ConvUse, kind: Kind, settings: DeltaSettings) -> int:
+    return sum(macs_of(use.conv, hw, kind, settings) for hw in use.inputs)
+
+
+def drop_unused(net: DeltaNet, example: Tensor) -> set[str]:
+    """Put the teacher's own layers back where they feed only kept units: their state would never be read.
 
     Returns:
         their labels.
     """
     unused = net.unused_state(example)
-    joined = [m for m in net.network.modules() if isinstance(m, DeltaConv2d | DeltaBlock | KeptBlock)]
     with torch.no_grad():
         state = net.keyframe(example)[1]
     used = {name.split(".call")[0] for name in state if name not in unused}
-    dropped = {m.label: m for m in joined if m.label not in used}
-    replace(net.network, {id(m): m.restored() for m in dropped.values()})
+    dropped = {label: unit for label, unit in net.units.items() if label not in used}
+    replace(net.network, {id(unit): unit.restored() for unit in dropped.values()})
     return set(dropped)
 
 
@@ -151,66 +218,6 @@ def _told(row: LayerReport, unused: set[str]) -> LayerReport:
     if row.name in unused or any(row.reason.endswith(f" {label}") for label in unused):
         return LayerReport(row.name, False, "feeds only what is kept", row.macs, 0)
     return row
-
-
-def _check_apart(blocks: dict[str, nn.Module], kept: dict[str, nn.Module]) -> None:
-    for name in kept:
-        for other in blocks:
-            if name == other or name.startswith(f"{other}.") or other.startswith(f"{name}."):
-                raise ConversionError(
-                    f"'delta.kept': '{name}' overlaps with the block '{other}' of 'delta.blocks'.",
-                    hint="Name each part of the network under one of the two.",
-                )
-
-
-def _blocks(network: nn.Module, patterns: tuple[str, ...], key: str) -> dict[str, nn.Module]:
-    """Modules named by the patterns of setting ``key``, outermost first; one inside another is part of it."""
-    blocks: dict[str, nn.Module] = {}
-    taken: set[int] = set()
-    named = list(network.named_modules(remove_duplicate=False))
-    for name, module in named:
-        if name and matches(name, patterns) and id(module) not in taken:
-            blocks[name] = module
-            taken |= {id(m) for m in module.modules()}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name, _ in named):
-            raise ConversionError(
-                f"'delta.{key}': the pattern '{pattern}' matches no module.",
-                hint=f"The network's parts are: {', '.join(n for n, _ in network.named_children())}.",
-            )
-    return blocks
-
-
-def _narrow(block: nn.Module, settings: DeltaSettings) -> nn.Module:
-    """A copy of a block whose convolutions are low rank where that is cheaper."""
-    student = copy.deepcopy(block)
-    convs = {id(m): m for m in student.modules() if isinstance(m, nn.Conv2d)}
-    cheaper: dict[int, nn.Module] = {
-        key: low_rank_candidate(conv, _rank(conv, settings), bias=True)
-        for key, conv in convs.items()
-        if obstacle(conv) is None and _low_rank_pays(conv, settings)
-    }
-    replace(student, cheaper)
-    return cheaper.get(id(student), student)
-
-
-def _rank(conv: nn.Conv2d, settings: DeltaSettings) -> int:
-    return layer_rank(conv, settings.gamma, settings.rank_rule, settings.rank_multiple)
-
-
-def _low_rank_pays(conv: nn.Conv2d, settings: DeltaSettings) -> bool:
-    in_hw = (64, 64)  # an example: both sides grow with the area
-    low = candidate_macs(low_rank_candidate(conv, _rank(conv, settings)), in_hw)
-    return low < conv_macs(conv, in_hw)[0]
-
-
-def _block_macs(use: ConvUse, settings: DeltaSettings) -> int:
-    """Multiply-accumulates of a convolution inside a narrowed block."""
-    conv = use.conv
-    if obstacle(conv) is not None or not _low_rank_pays(conv, settings):
-        return sum(conv_macs(conv, hw)[0] for hw in use.inputs)
-    low = low_rank_candidate(conv, _rank(conv, settings))
-    return sum(candidate_macs(low, hw) for hw in use.inputs)
 
 
 def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -> str | None:
@@ -222,16 +229,11 @@ def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -
     return reason
 
 
-def _students(use: ConvUse, settings: DeltaSettings, tape: Tape) -> tuple[DeltaConv2d | None, int]:
-    """The converted layer with its candidates and the cheapest one's cost; no layer where none is cheaper."""
-    conv = use.conv
-    teacher = sum(conv_macs(conv, hw)[0] for hw in use.inputs)
-    low = low_rank_candidate(conv, _rank(conv, settings))
-    low_macs = sum(candidate_macs(low, hw) for hw in use.inputs)
-    only_full = settings.candidates == "full" or fits(use, settings.full)
-    if only_full:
-        return DeltaConv2d(conv, use.name, tape, full_candidate(conv), None, calls=len(use.inputs)), teacher
-    if low_macs >= teacher:
-        return None, teacher
-    full = full_candidate(conv) if settings.candidates == "both" else None
-    return DeltaConv2d(conv, use.name, tape, full, low, calls=len(use.inputs)), low_macs
+def _published(use: ConvUse, settings: DeltaSettings) -> tuple[str, ...]:
+    """The candidates of a convolution that no pattern names as a unit; none where none is cheaper."""
+    low = Kind("rank", settings.gamma)
+    if settings.candidates == "full" or fits(use, settings.full):
+        return ("full",)
+    if _use_macs(use, low, settings) >= _use_macs(use, Kind(), settings):
+        return ()
+    return ("full", str(low)) if settings.candidates == "both" else (str(low),)

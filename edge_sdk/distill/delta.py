@@ -9,76 +9,158 @@ deployment the telescoped one, and a test holds them equal. Rounding is not line
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from edge_sdk.distill.candidates import Gate
+from edge_sdk.distill.candidates import GATE_START, Choice, Chooser, Gate
 from edge_sdk.distill.steps import State, StepPair
 from edge_sdk.distill.tape import Form, Pass, Rounding, Tape
-from edge_sdk.errors import ConversionError
 
 
-class Joined:
-    """A piece of the teacher with a student: what either of the two forms does with them in each pass.
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that a unit's student may be.
 
-    A subclass says what teacher and student are; ``label`` and ``tape`` place its state, one entry for each of its
-    ``calls`` in a pass.
+    Attributes:
+        name: as recipes, cost tables and checkpoints have it (:mod:`edge_sdk.distill.kinds`).
+        part: the submodule that holds the student; the published two have names of their own, as checkpoints have them.
+        student: the module; ``None`` where the keyframe's output is kept.
+    """
+
+    name: str
+    part: str
+    student: nn.Module | None
+
+
+class Joined(nn.Module):
+    """A unit: a piece of the teacher with a student. What either of the two forms does with them in each pass.
+
+    A subclass says what the teacher is; ``label`` and ``tape`` place the unit's state, one entry for each of its
+    ``calls`` in a pass. Of several candidates training draws one at a time (``g_gate``), and the likeliest is deployed.
     """
 
     label: str
     calls: int = 1
+    g_gate: Chooser | None
+    _parts: dict[str, str]
     _tape: list[Tape]
+
+    def _take(self, label: str, tape: Tape, candidates: Sequence[Candidate]) -> None:
+        """Begin with these candidates; a choice is learnt where there are several."""
+        self.label, self._tape = label, [tape]
+        self._parts = {candidate.name: candidate.part for candidate in candidates}
+        for candidate in candidates:
+            if candidate.student is not None:
+                self.add_module(candidate.part, candidate.student)
+        self.g_gate = _chooser(candidates) if len(candidates) > 1 else None
 
     def teacher_of(self, x: Tensor) -> Tensor:
         """The teacher's output for ``x``."""
         raise TypeError(f"{type(self).__name__} defines no teacher")
 
-    @property
-    def student(self) -> nn.Module:
-        """The student, the chosen one where there are two."""
-        raise TypeError(f"{type(self).__name__} defines no student")
+    def restored(self) -> nn.Module:
+        """The teacher's part by itself."""
+        raise TypeError(f"{type(self).__name__} defines no teacher")
 
-    def mixed(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
-        """``of`` the student; in training of both candidates under one draw of the gate."""
-        return of(self.student)
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of what the student may be."""
+        return tuple(self._parts)
+
+    @property
+    def chosen(self) -> str:
+        """Name of the candidate that stands."""
+        return self.candidates[0 if self.g_gate is None else self.g_gate.best]
+
+    @property
+    def student(self) -> nn.Module | None:
+        """The candidate that stands; ``None`` where the keyframe's output is kept."""
+        return self.student_as(self.chosen)
+
+    def student_as(self, name: str) -> nn.Module | None:
+        """The candidate of that name; ``None`` where it keeps the keyframe's output."""
+        return self._modules.get(self._parts[name])
+
+    def keep(self, name: str) -> None:
+        """Drop the choice and all candidates but this one."""
+        for other, part in self._parts.items():
+            if other != name and part in self._modules:
+                self._modules[part] = None
+        self._parts = {name: self._parts[name]}
+        self.g_gate = None
+
+    def students(self) -> list[nn.Module]:
+        """Everything that is trained for the student: candidates and choice; nothing where all is kept."""
+        modules = [self.student_as(name) for name in self._parts]
+        return [part for part in (*modules, self.g_gate) if part is not None]
+
+    def mixed(self, x: Tensor, of: Callable[[nn.Module | None, Tensor], Tensor]) -> Tensor:
+        """``of`` the student and ``x``; in training of all candidates under one draw of the choice."""
+        gate = self.g_gate
+        if gate is None or gate.fixed is not None or not self.training:
+            return of(self.student, x)
+        students = [self.student_as(name) for name in self._parts]
+        # What a block does to its input in place, the last of them does once; those before it work on copies.
+        last = max(index for index, student in enumerate(students) if student is not None)
+        answers = [of(each, x if index == last else self.spare(x)) for index, each in enumerate(students)]
+        terms = [weight * answer for weight, answer in zip(gate.weights(), answers, strict=True)]
+        return sum(terms[1:], terms[0])
 
     def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
-        """The student's answer to the change from ``x_key`` to ``x``."""
-        return self.student(x) - self.student(self.spare(x_key))
+        """The student's answer to the change from ``x_key`` to ``x``; a scalar 0 where the output is kept."""
+        return self.mixed(x, lambda s, given: x.new_zeros(()) if s is None else self._change(s, given, x_key))
+
+    def _change(self, student: nn.Module, x: Tensor, x_key: Tensor) -> Tensor:
+        return student(x) - student(self.spare(x_key))
 
     def spare(self, x: Tensor) -> Tensor:
         """``x`` for a run whose input is needed again: a copy, because layers may work in place."""
         return x.clone()
-
-    def students(self) -> list[nn.Module]:
-        """Everything that is trained for the student: candidates and gate; nothing where there is none."""
-        return []
 
     def joined(self, x: Tensor) -> Tensor:
         """The output in the current pass."""
         tape = self._tape[0]
         if tape.mode is Pass.PLAIN:
             return self.teacher_of(x)
+        if not self.students():
+            return self._kept(tape, x)
         key = tape.key(self.label)
         if tape.form == "telescoped":
             return self._telescoped(tape, key, x)
         return self._published(tape, key, x)
 
+    def _kept(self, tape: Tape, x: Tensor) -> Tensor:
+        """The same in both forms: whatever fed nothing else vanishes from the delta graph."""
+        if tape.mode is Pass.REFERENCE:
+            return self.teacher_of(x)
+        key = tape.key(self.label)
+        # Copies: what follows may work in place.
+        if tape.mode is Pass.KEYFRAME:
+            out = self.teacher_of(x)
+            tape.state[key] = tape.kept(key, None, out.clone())
+            return out
+        return tape.state[key].clone()
+
     def _telescoped(self, tape: Tape, key: str, x: Tensor) -> Tensor:
+        student = self.student
         if tape.mode is Pass.DELTA:
-            return tape.answer(self.student, x, at_keyframe=False) + tape.state[key]
-        student = tape.answer(self.student, self.spare(x), at_keyframe=True)
+            if student is None:
+                return tape.state[key].clone()
+            return tape.answer(student, x, at_keyframe=False) + tape.state[key]
+        answer = None if student is None else tape.answer(student, self.spare(x), at_keyframe=True)
         z = tape.taught(key, self, x)
-        tape.state[key] = tape.kept(key, self.student, z - student)
+        tape.state[key] = tape.kept(key, student, z.clone() if answer is None else z - answer)
         return z
 
     def _published(self, tape: Tape, key: str, x: Tensor) -> Tensor:
         x_key, z_key = f"{key}.x", f"{key}.z"
         if tape.mode is Pass.DELTA and tape.rounding is not None:
-            z = self.mixed(lambda student: self._rejoined(tape, key, student, x))
+            z = self.mixed(x, lambda student, given: self._rejoined(tape, key, student, given))
             tape.changes[key] = z - tape.state[z_key]
             return z
         if tape.mode is Pass.DELTA:
@@ -95,11 +177,21 @@ class Joined:
         tape.state[z_key] = z.clone()
         return z
 
-    def _rejoined(self, tape: Tape, key: str, student: nn.Module, x: Tensor) -> Tensor:
+    def _rejoined(self, tape: Tape, key: str, student: nn.Module | None, x: Tensor) -> Tensor:
         """The telescoped form's arithmetic over the published form's state, so that both answers have gradients."""
+        z_key = tape.state[f"{key}.z"]
+        if student is None:
+            return tape.kept(key, None, z_key).clone()
         at_key = tape.answer(student, self.spare(tape.state[f"{key}.x"]), at_keyframe=True)
-        residual = tape.kept(key, student, tape.state[f"{key}.z"] - at_key)
+        residual = tape.kept(key, student, z_key - at_key)
         return tape.answer(student, x, at_keyframe=False) + residual
+
+
+def _chooser(candidates: Sequence[Candidate]) -> Chooser:
+    """The published gate for the published two, whose checkpoints hold it; else a choice with the same start."""
+    if [candidate.part for candidate in candidates] == ["g_full", "g_low"]:
+        return Gate()
+    return Choice([GATE_START if candidate.name == "full" else 0.0 for candidate in candidates])
 
 
 class DeltaConv2d(nn.Conv2d, Joined):
@@ -109,14 +201,7 @@ class DeltaConv2d(nn.Conv2d, Joined):
     """
 
     def __init__(
-        self,
-        conv: nn.Conv2d,
-        label: str,
-        tape: Tape,
-        full: nn.Module | None,
-        low_rank: nn.Module | None,
-        *,
-        calls: int = 1,
+        self, conv: nn.Conv2d, label: str, tape: Tape, candidates: Sequence[Candidate], *, calls: int = 1
     ) -> None:
         super().__init__(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
@@ -124,32 +209,8 @@ class DeltaConv2d(nn.Conv2d, Joined):
         )  # fmt: skip
         # The very parameters: a weight tied to another layer's stays tied.
         self.weight, self.bias = conv.weight, conv.bias
-        self.label, self.calls = label, calls
-        self._tape = [tape]
-        self.g_full, self.g_low = full, low_rank
-        self.g_gate = Gate() if full is not None and low_rank is not None else None
-
-    @property
-    def student(self) -> nn.Module:
-        """The chosen candidate."""
-        gate_full = self.g_gate is not None and self.g_gate.full
-        chosen = self.g_full if gate_full or self.g_low is None else self.g_low
-        if chosen is None:
-            raise ConversionError(f"layer {self.label}: expected at least one student candidate, got none.")
-        return chosen
-
-    def keep_choice(self) -> None:
-        """Drop the gate and the candidate it did not choose."""
-        if self.g_gate is not None:
-            if self.g_gate.full:
-                self.g_low = None
-            else:
-                self.g_full = None
-            self.g_gate = None
-
-    def students(self) -> list[nn.Module]:
-        """The candidates that are still there, and the gate between them."""
-        return [part for part in (self.g_full, self.g_low, self.g_gate) if part is not None]
+        self.calls = calls
+        self._take(label, tape, candidates)
 
     def restored(self) -> nn.Conv2d:
         """The teacher layer by itself."""
@@ -168,19 +229,11 @@ class DeltaConv2d(nn.Conv2d, Joined):
         """``x`` itself: a convolution leaves its input as it is."""
         return x
 
-    def change_of(self, x: Tensor, x_key: Tensor) -> Tensor:
-        """One pass over the difference, as published; in training both candidates under the gate."""
-        dx = x - x_key
-        return self.mixed(lambda student: student(dx))
+    def _change(self, student: nn.Module, x: Tensor, x_key: Tensor) -> Tensor:
+        """One pass over the difference, as published."""
+        return student(x - x_key)
 
-    def mixed(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
-        """``of`` the chosen candidate; in training of both under one draw of the gate."""
-        if self.g_gate is None or self.g_full is None or self.g_low is None or not self.training:
-            return of(self.student)
-        gate = self.g_gate()
-        return gate * of(self.g_full) + (1 - gate) * of(self.g_low)
-
-    def _rejoined(self, tape: Tape, key: str, student: nn.Module, x: Tensor) -> Tensor:
+    def _rejoined(self, tape: Tape, key: str, student: nn.Module | None, x: Tensor) -> Tensor:
         # A copy: what follows may work in place on x, whose values the student's gradient needs.
         return super()._rejoined(tape, key, student, x.clone())
 
@@ -189,22 +242,18 @@ class DeltaConv2d(nn.Conv2d, Joined):
         return self.joined(input)
 
 
-class DeltaBlock(nn.Module, Joined):
-    """A block of the teacher (several layers) with a narrower block as its student, joined where both end.
+class DeltaBlock(Joined):
+    """A block of the teacher (several layers, or any module) with one student for all of it, joined where both end.
 
     The student may be nonlinear: the difference is of its outputs, z_t = s(x_t) + z_0 - s(x_0). Fewer joins than one a
-    layer mean less state to read and fewer additions that an engine cannot fuse.
+    layer mean less state to read and fewer additions that an engine cannot fuse. What changes slowly, such as coarse
+    context, may be kept.
     """
 
-    def __init__(self, block: nn.Module, label: str, tape: Tape, student: nn.Module) -> None:
+    def __init__(self, block: nn.Module, label: str, tape: Tape, candidates: Sequence[Candidate]) -> None:
         super().__init__()
-        self.block, self.g_block = block, student
-        self.label = label
-        self._tape = [tape]
-
-    def students(self) -> list[nn.Module]:
-        """The student's block."""
-        return [self.g_block]
+        self.block = block
+        self._take(label, tape, candidates)
 
     def restored(self) -> nn.Module:
         """The teacher's block by itself."""
@@ -213,49 +262,10 @@ class DeltaBlock(nn.Module, Joined):
     def teacher_of(self, x: Tensor) -> Tensor:
         """The teacher's block."""
         return self.block(x)
-
-    @property
-    def student(self) -> nn.Module:
-        """The student's block."""
-        return self.g_block
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output in the current pass."""
         return self.joined(x)
-
-
-class KeptBlock(nn.Module, Joined):
-    """A block of the teacher that only runs at keyframes; its output there is kept until the next one.
-
-    For what changes slowly, such as coarse context. Whatever fed nothing else vanishes from the delta graph.
-    """
-
-    def __init__(self, block: nn.Module, label: str, tape: Tape) -> None:
-        super().__init__()
-        self.block = block
-        self.label = label
-        self._tape = [tape]
-
-    def restored(self) -> nn.Module:
-        """The teacher's block by itself."""
-        return self.block
-
-    def teacher_of(self, x: Tensor) -> Tensor:
-        """The teacher's block."""
-        return self.block(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's output in the current pass."""
-        tape = self._tape[0]
-        if tape.mode in (Pass.PLAIN, Pass.REFERENCE):
-            return self.block(x)
-        key = tape.key(self.label)
-        # Copies: what follows may work in place.
-        if tape.mode is Pass.KEYFRAME:
-            out = self.block(x)
-            tape.state[key] = tape.kept(key, None, out.clone())
-            return out
-        return tape.state[key].clone()
 
 
 class DeltaNet(StepPair):
@@ -277,13 +287,23 @@ class DeltaNet(StepPair):
 
     @property
     def layers(self) -> list[DeltaConv2d]:
-        """The converted single layers, each once."""
+        """The converted single convolutions, each once."""
         return [m for m in self.network.modules() if isinstance(m, DeltaConv2d)]
+
+    @property
+    def units(self) -> dict[str, Joined]:
+        """The units by name, in the network's order."""
+        return {m.label: m for m in self.network.modules() if isinstance(m, Joined)}
+
+    @property
+    def choice(self) -> dict[str, str]:
+        """By unit, the candidate that stands."""
+        return {label: unit.chosen for label, unit in self.units.items()}
 
     @property
     def joins(self) -> int:
         """How many times a pass joins a student: one state entry each in telescoped form."""
-        return sum(m.calls for m in self.network.modules() if isinstance(m, Joined) and m.students())
+        return sum(unit.calls for unit in self.units.values() if unit.students())
 
     def round_by(self, rounding: Rounding | None) -> None:
         """Let students and state pass through ``rounding`` from now on; ``None`` ends it."""
@@ -291,8 +311,7 @@ class DeltaNet(StepPair):
 
     def student_parameters(self) -> list[nn.Parameter]:
         """The candidates' and the gates' parameters; all others are the teacher's."""
-        owners = (m for m in self.network.modules() if isinstance(m, Joined))
-        parts = [part for owner in owners for part in owner.students()]
+        parts = [part for unit in self.units.values() for part in unit.students()]
         return [parameter for part in parts for parameter in part.parameters()]
 
     def run(self, mode: Pass, x: Tensor, state: State, form: Form = "telescoped") -> tuple[Tensor, State]:
@@ -315,9 +334,31 @@ class DeltaNet(StepPair):
         out, _ = self.run(Pass.DELTA, x, state)
         return out, {}
 
+    @contextmanager
+    def each_as(self, index: int, *, computing: bool = False) -> Iterator[None]:
+        """For a while, units take their candidate of this index, or their last.
+
+        Args:
+            computing: do not count what is kept.
+        """
+        before = {unit.g_gate: unit.g_gate.fixed for unit in self.units.values() if unit.g_gate is not None}
+        for unit in self.units.values():
+            able = [
+                i
+                for i, name in enumerate(unit.candidates)
+                if not computing or unit.student_as(name) is not None
+            ]
+            if unit.g_gate is not None:
+                unit.g_gate.fixed = able[min(index, len(able) - 1)]
+        try:
+            yield
+        finally:
+            for gate, fixed in before.items():
+                gate.fixed = fixed
+
     def unused_state(self, x: Tensor) -> set[str]:
-        """State tensors that the delta step's output for ``x`` does not depend on."""
-        with torch.enable_grad():
+        """State tensors that the delta step's output for ``x`` does not depend on, whatever is still to be chosen."""
+        with torch.enable_grad(), self.each_as(0, computing=True):
             _, state = self.keyframe(x)
             leaves = {name: value.detach().requires_grad_() for name, value in state.items()}
             out, _ = self.delta(x, dict(leaves))
@@ -331,7 +372,7 @@ class DeltaNet(StepPair):
         return {name for name, grad in zip(leaves, grads, strict=True) if grad is None}
 
     def keep_choices(self) -> DeltaNet:
-        """Keep each layer's chosen candidate and drop the gates, for deployment."""
-        for layer in self.layers:
-            layer.keep_choice()
+        """Keep each unit's candidate that stands and drop the others, for deployment."""
+        for unit in self.units.values():
+            unit.keep(unit.chosen)
         return self

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.distill.candidates import Gate
-from edge_sdk.distill.convert import Conversion, LayerReport, to_delta
-from edge_sdk.distill.delta import DeltaConv2d, DeltaNet
+from edge_sdk.distill.candidates import Chooser, Gate
+from edge_sdk.distill.convert import Conversion, LayerReport, drop_unused, to_delta
+from edge_sdk.distill.delta import DeltaNet, Joined
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
@@ -26,6 +26,7 @@ from edge_sdk.distill.modules import (
 from edge_sdk.distill.pairs import PairSampler
 from edge_sdk.distill.quantization import SimulatedInt8
 from edge_sdk.distill.recipes import DeltaLoss, DistillRecipe, Optimiser
+from edge_sdk.distill.search import BudgetSearch, write_choice
 from edge_sdk.distill.steps import State, StepPair
 from edge_sdk.distill.tape import Pass
 from edge_sdk.distill.train import check_logits, mask_of
@@ -62,17 +63,14 @@ class PairObjective(Objective):
 
     def __init__(
         self, net: DeltaNet, to_input: FrameToInput, loss: DeltaLoss, task_loss: SegmentationLoss,
-        layers: tuple[LayerReport, ...], *, feature_steps: int, teacher_lr: float,
-        quantization: SimulatedInt8 | None = None,
+        units: Mapping[str, Mapping[str, int]], *, feature_steps: int, teacher_lr: float,
+        quantization: SimulatedInt8 | None = None, search: BudgetSearch | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.quantization = quantization
+        self.quantization, self.search = quantization, search
         self.net, self.to_input, self.settings, self.task_loss = net, to_input, loss, task_loss
         self.feature_steps, self.teacher_lr = feature_steps, teacher_lr
-        share = {row.name: float(row.macs) if loss.cost_by == "macs" else 1.0 for row in layers}
-        gated = [layer for layer in net.layers if layer.g_gate is not None]
-        total = sum(share[layer.label] for layer in gated)
-        self.cost_share = {layer.label: share[layer.label] / total for layer in gated}
+        self.cost_share, self._charges = _charges(net, units, loss.cost_by)
         self._trained = _ids(net.student_parameters())
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in self._trained or teacher_lr > 0)
@@ -85,10 +83,11 @@ class PairObjective(Objective):
         """Students and gates at the full rate, the teacher at its share of it; no weight decay on gates."""
         own = [p for p in self.net.parameters() if id(p) in self._trained]
         groups: list[dict[str, Any]] = [{"params": own, "lr": optimiser.lr}]
-        if optimiser.weight_decay > 0:
-            gates = [layer.g_gate.logit for layer in self.net.layers if layer.g_gate is not None]
+        gates = [p for gate in self._gates.values() for p in gate.parameters()]
+        rate = 1.0 if self.search is None else self.search.settings.gate_rate
+        if optimiser.weight_decay > 0 or rate != 1.0:
             groups[0]["params"] = [p for p in own if id(p) not in _ids(gates)]
-            groups.append({"params": gates, "lr": optimiser.lr, "weight_decay": 0.0})
+            groups.append({"params": gates, "lr": optimiser.lr * rate, "weight_decay": 0.0})
         if self.teacher_lr > 0:
             teacher = [p for p in self.net.parameters() if id(p) not in self._trained]
             groups.append({"params": teacher, "lr": optimiser.lr * self.teacher_lr})
@@ -98,11 +97,18 @@ class PairObjective(Objective):
         """Training mode for gates alone: dropout and norms, the teacher's and their copies, stay as deployed."""
         super().train(mode)
         for module in self.net.modules():
-            module.training = mode and isinstance(module, Gate | DeltaConv2d)
+            module.training = mode and isinstance(module, Chooser | Joined)
         return self
+
+    @property
+    def _gates(self) -> dict[str, Chooser]:
+        units = self.net.units.items()
+        return {name: unit.g_gate for name, unit in units if unit.g_gate is not None}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and its parts."""
+        if self.search is not None and self.training:
+            self.search.begin_step(int(self.seen))
         if self.quantization is None:
             return self._loss(batch)
         with self.quantization.training_step(int(self.seen)):
@@ -125,10 +131,21 @@ class PairObjective(Objective):
         logits, change = self.net.run(Pass.DELTA, later, state, "published")
         task = self.task_loss(logits, batch["mask"].long(), teacher_logits)
         feature = self._feature(change, true_change) if with_features else task.new_zeros(())
-        cost = self._cost(task)
+        total = task + self.settings.feature * feature
+        shown = {"task": task.detach(), "feature": feature.detach()}
         self.seen += int(self.training)
-        total = task + self.settings.feature * feature + self.settings.cost * cost
-        return total, {"task": task.detach(), "feature": feature.detach(), "cost": cost.detach()}
+        if self.search is not None:
+            cost, expected = self.search.loss()
+            return self._all_used(total + cost), {**shown, "cost": cost.detach(), "expected_ms": expected}
+        cost = self._cost(task)
+        return total + self.settings.cost * cost, {**shown, "cost": cost.detach()}
+
+    def _all_used(self, total: Tensor) -> Tensor:
+        """``total``; where several processes train, with no weight left out, which they would wait for."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return total
+        zeros = [p.sum() * 0 for p in self.net.parameters() if id(p) in self._trained]
+        return total + torch.stack([zero.float() for zero in zeros]).sum()
 
     def _feature(self, change: State, true_change: State) -> Tensor:
         errors = torch.stack([(change[key] - true_change[key]).square().mean() for key in change])
@@ -144,10 +161,30 @@ class PairObjective(Objective):
 
     def _cost(self, like: Tensor) -> Tensor:
         cost = like.new_zeros(())
-        for layer in self.net.layers:
-            if layer.g_gate is not None:
-                cost = cost + torch.sigmoid(layer.g_gate.logit) * self.cost_share[layer.label]
+        for name, gate in self._gates.items():
+            charges = torch.tensor(self._charges[name], device=like.device)
+            cost = cost + (gate.shares() * charges).sum() * self.cost_share[name]
         return cost
+
+
+def _charges(
+    net: DeltaNet, units: Mapping[str, Mapping[str, int]], by: str
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The published cost: each unit's part in it, and by unit what each candidate is charged, 0 to 1.
+
+    As published, of the two with a gate the full one is charged alone; of others each its part of the dearest.
+    """
+    gated = {name: unit for name, unit in net.units.items() if unit.g_gate is not None}
+    dearest = {name: float(max(*units[name].values(), 1)) for name in gated}
+    total = sum(dearest.values()) if by == "macs" else float(len(gated))
+    shares = {name: (value if by == "macs" else 1.0) / total for name, value in dearest.items()}
+    charges = {
+        name: [1.0, 0.0]
+        if isinstance(unit.g_gate, Gate)
+        else [units[name][each] / dearest[name] for each in unit.candidates]
+        for name, unit in gated.items()
+    }
+    return shares, charges
 
 
 def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
@@ -197,6 +234,7 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     example = torch.zeros(1, 3, *crop_hw)
     conversion = to_delta(teacher, example, recipe.delta)
     net = conversion.net
+    search = None if recipe.search is None else BudgetSearch(net, recipe.search, steps=recipe.loop.steps)
     if recipe.start is not None:
         fill_module(net.network, read_weights(recipe.start), recipe.start)
     # Convolutions train a fifth faster so on CPUs.
@@ -206,27 +244,32 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     )
     quantization = _simulated(net, recipe, example)
     objective = PairObjective(
-        net, to_input, recipe.loss, task_loss, conversion.layers, teacher_lr=recipe.teacher_lr,
-        feature_steps=round(recipe.loss.feature_until * recipe.loop.steps), quantization=quantization,
+        net, to_input, recipe.loss, task_loss, conversion.units, teacher_lr=recipe.teacher_lr,
+        feature_steps=round(recipe.loss.feature_until * recipe.loop.steps), quantization=quantization, search=search,
     )  # fmt: skip
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
-        # Checkpoints from before there were kinds go on too.
-        identity=recipe.model_dump(mode="json", exclude={**FREE, "kind": True}),
-        validate=(lambda: _table(objective, recipe, held_out)) if held_out else None, progress=progress,
-        resume=resume,
+        identity=_identity(recipe), validate=(lambda: _table(objective, recipe, held_out)) if held_out else None,
+        progress=progress, resume=resume,
     )  # fmt: skip
     if quantization is not None:
         quantization.remove()
+    layers = _with_choices(conversion)
     path = recipe.out / "student.pt"
-    meta = {
+    meta: dict[str, Any] = {
         "kind": "delta", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
         "example_hw": list(crop_hw),
     }  # fmt: skip
+    if search is not None:
+        search.hold()
+        meta["choice"] = net.choice
+        if is_writer():
+            write_choice(recipe.out, net.choice, float(search.expected_ms()))
+        drop_unused(net.keep_choices(), example)
     if is_writer():
         weights = {name: value.contiguous() for name, value in net.network.state_dict().items()}
         save_checkpoint(path, {"state_dict": weights, "meta": meta})
-    return DistillReport(str(path), figures, _with_choices(conversion))
+    return DistillReport(str(path), figures, layers)
 
 
 def _simulated(net: DeltaNet, recipe: DistillRecipe, example: Tensor) -> SimulatedInt8 | None:
@@ -249,15 +292,22 @@ def _table(objective: PairObjective, recipe: DistillRecipe, held_out: FrameSet) 
     return figures
 
 
+def _identity(recipe: DistillRecipe) -> dict[str, Any]:
+    """What must be equal for a training to go on; one from before there were kinds, units and choices goes on too."""
+    identity = recipe.model_dump(mode="json", exclude={**FREE, "kind": True})
+    identity["delta"] = {key: value for key, value in identity["delta"].items() if value != {}}
+    return identity
+
+
 def _with_choices(conversion: Conversion) -> tuple[LayerReport, ...]:
-    """The layer table with the gates' choices."""
-    choices = {layer.label: layer for layer in conversion.net.layers if layer.g_gate is not None}
+    """The layer table with the choices of single convolutions."""
     rows = []
     for row in conversion.layers:
-        gate = choices[row.name].g_gate if row.name in choices else None
-        if gate is not None:
-            macs = row.macs if gate.full else row.student_macs
-            row = LayerReport(row.name, True, "full" if gate.full else "low rank", row.macs, macs)
+        unit = conversion.net.units.get(row.name)
+        if unit is not None and unit.g_gate is not None:
+            low = isinstance(unit.g_gate, Gate) and unit.chosen != "full"
+            macs = conversion.units[row.name][unit.chosen]
+            row = LayerReport(row.name, True, "low rank" if low else unit.chosen, row.macs, macs)
         rows.append(row)
     return tuple(rows)
 
@@ -277,6 +327,8 @@ def load_student(path: Any) -> tuple[DeltaNet, DistillRecipe, dict[str, Any]]:
         )
     recipe = parse_settings(meta["recipe"], DistillRecipe, f"recipe in {path}")
     teacher = make_module(recipe.teacher)
-    net = to_delta(teacher, torch.zeros(1, 3, *meta["example_hw"]), recipe.delta).net
+    # A search leaves its choice, and the weights of what it chose.
+    delta = recipe.delta.model_copy(update={"choice": {**recipe.delta.choice, **meta.get("choice", {})}})
+    net = to_delta(teacher, torch.zeros(1, 3, *meta["example_hw"]), delta).net
     fill_module(net.network, content["state_dict"], path)
     return net.keep_choices().eval(), recipe, meta

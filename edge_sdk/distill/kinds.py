@@ -174,6 +174,16 @@ def reduced(conv: nn.Conv2d, kind: Kind, settings: DeltaSettings, *, bias: bool)
     return made if candidate_macs(made, in_hw) < conv_macs(conv, in_hw)[0] else None
 
 
+def macs_of(conv: nn.Conv2d, in_hw: tuple[int, int], kind: Kind, settings: DeltaSettings) -> int:
+    """Multiply-accumulates that a student of ``kind`` spends on one convolution whose input was ``in_hw``."""
+    if kind.shape == "kept":
+        return 0
+    if kind.half:
+        in_hw = (-(-in_hw[0] // 2), -(-in_hw[1] // 2))
+    made = reduced(conv, kind, settings, bias=False) if obstacle(conv) is None else None
+    return candidate_macs(made, in_hw) if made is not None else conv_macs(conv, in_hw)[0]
+
+
 def narrow_candidate(conv: nn.Conv2d, channels: int, *, bias: bool = False) -> LowRank:
     """A convolution of ``conv``'s geometry to ``channels``, then a 1x1 convolution back, the best product of the two.
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, Joined, KeptBlock
+from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, Joined
 from edge_sdk.distill.recipes import QuantizationSettings
 from edge_sdk.distill.steps import State
 from edge_sdk.distill.tape import Pass
@@ -116,12 +116,12 @@ class SimulatedInt8(nn.Module):
         net = self._net[0]
         state: State = {}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for layer in net.layers:
-                layer.training = True
+            for unit in net.units.values():
+                unit.training = True
             for mode in _STEPS:
                 net.run(mode, example, state, "published")
-            for layer in net.layers:
-                layer.training = False
+            for unit in net.units.values():
+                unit.training = False
 
     def _round_input(self, conv: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (self._read_by(conv, args[0] if args else kwargs["input"]),), {}
@@ -243,7 +243,7 @@ def _last_convolutions(net: DeltaNet, example: Tensor) -> set[int]:
         handle.remove()
     join = ended[-1]
     parts = [*join.students()] if isinstance(join, Joined) else []
-    if isinstance(join, DeltaBlock | KeptBlock):
+    if isinstance(join, DeltaBlock):
         parts.append(join.block)
     inside = [[m for m in part.modules() if isinstance(m, nn.Conv2d)] for part in parts]
     return {id(join), *(id(convs[-1]) for convs in inside if convs)}

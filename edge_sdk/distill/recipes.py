@@ -182,8 +182,8 @@ class DeltaSettings(Settings):
         kept: patterns over module names; such a module only runs at keyframes, its output there is used until the next.
         units: by pattern over module names, what the student of each such module may be: names of
             :mod:`edge_sdk.distill.kinds`, such as ``full``, ``rank/4``, ``half``, ``kept``. A module gets one student,
-            joined at its output; where several are named, training chooses. The first pattern that fits a module counts,
-            and a module inside another unit is part of that. All other convolutions go by the settings above.
+            joined at its output; where several are named, training chooses. The first pattern that fits a module
+            counts, and a module inside another unit is part of that. Other convolutions go by the settings above.
         choice: by unit, the one candidate that stays of those it may be; others keep all of theirs. In a recipe also
             the path of a ``choice.yaml`` that a search left.
     """

@@ -20,6 +20,7 @@ from torch import Tensor, nn  # noqa: E402
 from edge_sdk.bundle import Bundle  # noqa: E402
 from edge_sdk.compile import ExportRecipe, export  # noqa: E402
 from edge_sdk.compile.specs import graph_macs  # noqa: E402
+from edge_sdk.distill.candidates import Gate  # noqa: E402
 from edge_sdk.distill.convert import to_delta  # noqa: E402
 from edge_sdk.distill.distil import load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameToInput  # noqa: E402
@@ -62,8 +63,9 @@ def student(folder: Path, name: str, seed: int = 0, **delta: Any) -> Path:
         for parameter in net.student_parameters():
             if parameter.ndim:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-        if net.layers and net.layers[0].g_gate is not None:
-            net.layers[0].g_gate.logit.fill_(1.0)
+        gate = net.layers[0].g_gate if net.layers else None
+        if isinstance(gate, Gate):
+            gate.logit.fill_(1.0)
     meta = {
         "kind": "delta", "recipe": recipe.model_dump(mode="json"), "figures": {"loss": 0.5}, "commit": "abc",
         "example_hw": list(HW),

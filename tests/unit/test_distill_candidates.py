@@ -23,7 +23,7 @@ from edge_sdk.distill.candidates import (  # noqa: E402
     spatial_svd,
 )
 from edge_sdk.distill.convert import to_delta  # noqa: E402
-from edge_sdk.distill.delta import DeltaConv2d, DeltaNet, Pass, Tape  # noqa: E402
+from edge_sdk.distill.delta import Candidate, DeltaConv2d, DeltaNet, Pass, Tape  # noqa: E402
 from edge_sdk.distill.recipes import DeltaSettings  # noqa: E402
 
 # PAPERS section 1. Rule "out": Cout//gamma if Cout > gamma else Cout.
@@ -182,7 +182,7 @@ def test_telescoped_equals_published(
     assume(not depthwise and (candidates == "full" or low < conv_macs(conv, SIZE)[0]))
     net = to_delta(teacher, torch.zeros(1, 3, *SIZE, dtype=torch.float64), settings_).net
     (layer,) = net.layers
-    if layer.g_gate is not None:
+    if isinstance(layer.g_gate, Gate):
         nn.init.constant_(layer.g_gate.logit, 1.0 if flip else -1.0)
     shake(net, seed)
     check_forms(net, teacher)
@@ -245,7 +245,7 @@ def test_reference_changes_are_the_teachers() -> None:
         torch.testing.assert_close(changes["1"], teacher[:2](x) - teacher[:2](x0))
         _, guesses = net.run(Pass.DELTA, x, state, "published")
         first = teacher[0]
-        torch.testing.assert_close(guesses["1"], net.layers[0].student(first(x) - first(x0)))
+        torch.testing.assert_close(guesses["1"], net.layers[0].student(first(x) - first(x0)))  # type: ignore[misc]
         assert list(guesses) == list(changes) == ["1"]
         # Outside a pass the network is the teacher and keeps nothing.
         torch.testing.assert_close(net.network(x), teacher(x))
@@ -289,32 +289,41 @@ def test_a_gate_in_evaluation_reads_its_logit_anew() -> None:
     assert seen == [(0.0, False), (1.0, True), (0.0, False), (0.0, False), (1.0, True)]
 
 
+def published(conv: nn.Conv2d, rank: int) -> list[Candidate]:
+    """The two candidates of a convolution under their names in checkpoints."""
+    low = low_rank_candidate(conv, rank)
+    return [Candidate("full", "g_full", full_candidate(conv)), Candidate("rank/4", "g_low", low)]
+
+
 def test_evaluation_follows_gates_that_flip_after_the_first_eval() -> None:
     """The published code picks once, the first time it is evaluated."""
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, 3)
-    layer = DeltaConv2d(conv, "a", Tape(), full_candidate(conv), low_rank_candidate(conv, 2))
-    assert layer.g_gate is not None
+    layer = DeltaConv2d(conv, "a", Tape(), published(conv, 2))
+    gate, full = layer.g_gate, layer.student_as("full")
+    assert isinstance(gate, Gate)
+    assert full is not None
     layer.eval()
-    assert layer.student is layer.g_low
+    assert layer.student is layer.student_as("rank/4")
     layer.train()
-    nn.init.constant_(layer.g_gate.logit, 2.0)
+    nn.init.constant_(gate.logit, 2.0)
     layer.eval()
-    assert layer.student is layer.g_full
+    assert layer.student is full
     x, y = torch.randn(2, 1, 8, 9, 9)
-    torch.testing.assert_close(layer.change_of(x, y), layer.g_full(x - y))
-    layer.keep_choice()
-    assert layer.g_low is None
+    torch.testing.assert_close(layer.change_of(x, y), full(x - y))
+    layer.keep(layer.chosen)
+    assert layer.candidates == ("full",)
     assert layer.g_gate is None
-    assert layer.student is layer.g_full
+    assert layer.student is full
+    assert [part for part in layer.state_dict() if part.startswith("g_")] == ["g_full.weight"]
 
 
 def test_training_mixes_by_the_gate() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 4, 3, padding=1)
-    layer = DeltaConv2d(conv, "a", Tape(), full_candidate(conv), low_rank_candidate(conv, 1)).train()
+    layer = DeltaConv2d(conv, "a", Tape(), published(conv, 1)).train()
     x, y = torch.randn(2, 1, 4, 6, 6)
-    full, low = layer.g_full(x - y), layer.g_low(x - y)  # type: ignore[misc]
+    full, low = (layer.student_as(name)(x - y) for name in layer.candidates)  # type: ignore[misc]
     seen = set()
     for _ in range(30):
         out = layer.change_of(x, y)

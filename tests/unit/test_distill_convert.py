@@ -336,7 +336,7 @@ def test_kept_blocks_hold_the_keyframe() -> None:
         close(state["middle.coarse"], slow)
         x = teacher.first(later)  # type: ignore[operator]
         fine = next(layer for layer in found.net.layers if layer.label == "middle.fine")
-        expected = torch.relu(slow) + fine.student(x) + state["middle.fine"]
+        expected = torch.relu(slow) + fine.student(x) + state["middle.fine"]  # type: ignore[misc]
         close(found.net.delta(later, state)[0], teacher.last(expected))  # type: ignore[operator]
 
 

@@ -135,7 +135,7 @@ def objective(
     loss = loss or DeltaLoss()
     task = SegmentationLoss(loss.task, IGNORE)
     made = PairObjective(
-        found.net, FrameToInput(Preprocess()), loss, task, found.layers,
+        found.net, FrameToInput(Preprocess()), loss, task, found.units,
         feature_steps=feature_steps, teacher_lr=teacher_lr,
     )  # fmt: skip
     return made.train()
