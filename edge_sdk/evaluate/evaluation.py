@@ -10,7 +10,7 @@ from pydantic import Field
 from edge_sdk.conditions import Conditions
 from edge_sdk.evaluate.facts import BundleFacts, ClipFacts
 from edge_sdk.evaluate.recipe import EvaluateRecipe
-from edge_sdk.evaluate.timing import Timing
+from edge_sdk.evaluate.timing import Timing, disturbed
 from edge_sdk.manifest import FLOAT32
 from edge_sdk.settings import Result, Settings
 from edge_sdk.tasks import TaskSpec
@@ -124,14 +124,7 @@ class Evaluation(Result):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against trusting the times."""
-        spreads = {row.name: row.timing.mean_ms for row in self.rows if row.timing.noisy}
-        if not spreads:
-            return ()
-        most = max(spread.iqr / spread.median for spread in spreads.values())
-        return (
-            f"Timing was disturbed, by other work on this machine or by its clock: the means of the runs of "
-            f"{', '.join(spreads)} spread by more than 10 % of their median (at most {most:.0%}).",
-        )
+        return disturbed({row.name: row.timing.mean_ms for row in self.rows if row.timing.noisy})
 
     def table(self) -> Table:
         """The rows as a rich table, for a terminal."""

@@ -45,11 +45,7 @@ def open_lineup(recipe: EvaluateRecipe) -> Lineup:
             takes other frames or has other classes than the pair.
     """
     pair = Bundle.open(recipe.bundle)
-    if pair.manifest.steps.delta is None:
-        raise BundleError(
-            f"bundle {pair.path}: expected a keyframe and a delta step, it has a keyframe step only.",
-            hint="Name it as `rival` or `teacher`, and as `bundle` one that was distilled to keyframe and delta.",
-        )
+    require_delta(pair, "bundle", others="`rival` or `teacher`")
     for engine in recipe.engines:
         pair.engine_for("onnxruntime", engine)
     return Lineup(
@@ -57,8 +53,30 @@ def open_lineup(recipe: EvaluateRecipe) -> Lineup:
     )
 
 
+def require_delta(bundle: Bundle, role: str, *, others: str) -> None:
+    """Refuse, as ``role``, a bundle without a delta step; ``others`` are the roles that it could have.
+
+    Raises:
+        BundleError: it has none.
+    """
+    if bundle.manifest.steps.delta is None:
+        raise BundleError(
+            f"{role} {bundle.path}: expected a keyframe and a delta step, it has a keyframe step only.",
+            hint=f"Name it as {others}, and as `{role}` one that was distilled to keyframe and delta.",
+        )
+
+
 def open_per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
     """A per-frame bundle to compare ``pair`` with; None where ``path`` is.
+
+    Raises:
+        MissingFileError, FileFormatError, BundleError: those of :func:`per_frame_bundle`.
+    """
+    return None if path is None else per_frame_bundle(path, role, pair)
+
+
+def per_frame_bundle(path: Path, role: str, pair: Bundle) -> Bundle:
+    """A per-frame bundle to compare ``pair`` with.
 
     A classifier of clips may have a delta step, and sees a clip's frames under its own schedule.
 
@@ -66,27 +84,34 @@ def open_per_frame(path: Path | None, role: str, pair: Bundle) -> Bundle | None:
         MissingFileError, FileFormatError, BundleError: it is not whole, has a delta step, or takes other frames or has
             other classes than the pair.
     """
-    if path is None:
-        return None
     bundle = Bundle.open(path)
     if bundle.manifest.steps.delta is not None and pair.manifest.task.kind != "classification":
         raise BundleError(
             f"{role} {path}: expected a per-frame bundle, it has a delta step.",
             hint="Export the network as a per-frame bundle and name that.",
         )
+    require_alike(bundle, role, pair)
+    return bundle
+
+
+def require_alike(bundle: Bundle, role: str, pair: Bundle) -> None:
+    """Refuse, as ``role``, a bundle whose frames or classes are not those of ``pair``.
+
+    Raises:
+        BundleError: it takes other frames or has other classes.
+    """
     if bundle.size_hw != pair.size_hw:
         raise BundleError(
-            f"{role} {path}: it takes frames of {_by(bundle.size_hw)} (height x width), "
+            f"{role} {bundle.path}: it takes frames of {_by(bundle.size_hw)} (height x width), "
             f"bundle {pair.path} takes {_by(pair.size_hw)}.",
             hint="Export both for the same frame size.",
         )
     ours, theirs = pair.manifest.task, bundle.manifest.task
     if _compared(ours) != _compared(theirs):
         raise BundleError(
-            f"{role} {path}: its task is {_task(theirs)}, that of bundle {pair.path} is {_task(ours)}.",
+            f"{role} {bundle.path}: its task is {_task(theirs)}, that of bundle {pair.path} is {_task(ours)}.",
             hint="Compare networks that were trained for the same classes.",
         )
-    return bundle
 
 
 def _by(size_hw: tuple[int, int]) -> str:

@@ -174,6 +174,14 @@ class StreamScores:
                     consistency.add(planned.index, mask)
         self._consistency.append(None if consistency is None else consistency.value())
 
+    def merge(self, other: StreamScores) -> None:
+        """Add what another clip's scores of the same task and interval have counted."""
+        for mine, theirs in ((self._labels, other._labels), (self._agreement, other._agreement)):
+            for score, more in zip(mine, theirs, strict=True):
+                score.merge(more)
+        self._frames = [count + more for count, more in zip(self._frames, other._frames, strict=True)]
+        self._consistency += other._consistency
+
     def _add(self, planned: Planned, prediction: Segmentation) -> None:
         place = min(planned.distance, len(self._frames) - 1)
         truth = self._reference.truths[planned.index]

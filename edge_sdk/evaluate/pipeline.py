@@ -17,7 +17,7 @@ from edge_sdk.evaluate.examples import farthest, make_examples
 from edge_sdk.evaluate.flow import METHOD as FLOW_METHOD
 from edge_sdk.evaluate.lineup import Lineup, open_lineup
 from edge_sdk.evaluate.measure import Contender, flow_contender, measure, runner_contender
-from edge_sdk.evaluate.recipe import EvaluateRecipe
+from edge_sdk.evaluate.recipe import Compared, EvaluateRecipe
 from edge_sdk.evaluate.timing import Timing, amortised
 from edge_sdk.optional import require
 from edge_sdk.progress import Progress, Silent
@@ -33,9 +33,9 @@ _METHODS = {
     "before a cast to integers: do not compare them with these.",
 }
 _ALL_PHASES = (
-    "Accuracy over all alignments of the keyframes: each frame is seen at each distance from its keyframe. "
-    "Consistency is the mean over alignments."
+    "Accuracy over all alignments of the keyframes: each frame is seen at each distance from its keyframe."
 )
+_CONSISTENCY = "Consistency is the mean over alignments."
 _ONE_PHASE = "Accuracy with keyframes at frames 0, K, 2K, ... only: a frame is seen at one distance."
 
 
@@ -67,7 +67,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress | None = None) -> Eva
     """
     tick: Tick = (progress or Silent()).update
     lineup = open_lineup(recipe)
-    with _opencv_threads(recipe.threads):
+    with with_opencv_threads(recipe.threads, "edge-sdk evaluate"):
         pair = lineup.pair
         clip = read_clip(recipe.source, pair.task, pair.size_hw, limit=recipe.limit, tick=tick)
         if len(clip) < max(recipe.intervals):
@@ -83,8 +83,10 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress | None = None) -> Eva
     return Evaluation(
         rows=tuple(rows),
         methods=_METHODS
-        | {"phases": _ALL_PHASES if recipe.phases == "all" else _ONE_PHASE}
-        | _timing_method(recipe),
+        | {
+            "phases": phases_method(recipe) + (f" {_CONSISTENCY}" if recipe.phases == "all" else ""),
+            "timing": timing_method(recipe),
+        },
         task=pair.manifest.task,
         source=SourceFacts.of(clip, label_consistency=label_consistency),
         bundles=lineup.facts(),
@@ -223,17 +225,23 @@ def _row(seat: _Seat, accuracy: Accuracy, timing: Timing, lineup: Lineup) -> Row
     )
 
 
-def _timing_method(recipe: EvaluateRecipe) -> dict[str, str]:
-    return {
-        "timing": f"{recipe.repeats} interleaved runs in rotating order, keyframes at frames 0, K, 2K, ...; each run "
-        "begins with one frame outside the statistics. Frame in to mask out."
-    }
+def phases_method(recipe: Compared) -> str:
+    """How accuracy was counted, in words."""
+    return _ALL_PHASES if recipe.phases == "all" else _ONE_PHASE
+
+
+def timing_method(recipe: Compared) -> str:
+    """How times were measured, in words."""
+    return (
+        f"{recipe.repeats} interleaved runs in rotating order, keyframes at frames 0, K, 2K, ...; each run begins with "
+        "one frame outside the statistics. Frame in to mask out."
+    )
 
 
 @contextmanager
-def _opencv_threads(threads: int | None) -> Iterator[None]:
-    """Give OpenCV's flow as many threads as the networks get."""
-    cv2 = require("cv2", "edge-sdk evaluate")
+def with_opencv_threads(threads: int | None, verb: str) -> Iterator[None]:
+    """Give OpenCV's flow as many threads as the networks get; ``verb`` is who needs OpenCV."""
+    cv2 = require("cv2", verb)
     before = cv2.getNumThreads()
     if threads is not None:
         cv2.setNumThreads(threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,21 +88,31 @@ def title(evaluation: Evaluation) -> str:
 
 def rich_table(evaluation: Evaluation) -> Table:
     """The headline table for a terminal, with warnings and notes below it."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     shown = columns(evaluation)
     notes = [f"{row.name}: {row.note}" for row in evaluation.rows if row.note]
     own = evaluation.source.label_consistency
     yardstick = [] if own is None else [f"temporal consistency of the labels themselves: {share(own)}"]
     caption = "\n".join([*yardstick, *notes, *(f"! {warning}" for warning in evaluation.warnings)])
     cells = [[column.text(row) for column in shown] for row in evaluation.rows]
+    table = empty_table(title(evaluation), caption, [column.heading for column in shown], cells)
+    for place, (row, line) in enumerate(zip(evaluation.rows, cells, strict=True)):
+        if place and row.interval != evaluation.rows[place - 1].interval:
+            table.add_section()
+        table.add_row(*line, style="bold" if row.variant == "delta" else "")
+    return table
+
+
+def empty_table(title: str, caption: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """A rich table with its columns, wide enough for ``cells``, which the caller adds row by row."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     widths = [
-        max(len(column.heading), *(len(line[place]) for line in cells)) for place, column in enumerate(shown)
+        max(len(heading), *(len(line[place]) for line in cells)) for place, heading in enumerate(headings)
     ]
     table = Table(
-        title=Text(title(evaluation)),
+        title=Text(title),
         title_justify="left",
         caption=Text(caption) if caption else None,
         caption_justify="left",
@@ -111,10 +121,6 @@ def rich_table(evaluation: Evaluation) -> Table:
         # Full width even where a terminal is narrower or there is none: a wrapped line can be read, a cut one not.
         width=sum(widths) + 3 * len(widths),
     )
-    for column in shown:
-        table.add_column(column.heading, justify="left" if column is shown[0] else "right", no_wrap=True)
-    for place, (row, line) in enumerate(zip(evaluation.rows, cells, strict=True)):
-        if place and row.interval != evaluation.rows[place - 1].interval:
-            table.add_section()
-        table.add_row(*line, style="bold" if row.variant == "delta" else "")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +58,21 @@ class Timing(Settings):
     def per_frame_ms(self) -> np.ndarray:
         """(frames,) float64: each frame's median over the runs."""
         return np.median(np.array(self.frames_ms), axis=0)
+
+
+def disturbed(noisy: Mapping[str, Spread]) -> tuple[str, ...]:
+    """A warning about rows whose runs differ too much; none where there is none.
+
+    Args:
+        noisy: means of the runs of such rows, by name.
+    """
+    if not noisy:
+        return ()
+    most = max(spread.iqr / spread.median for spread in noisy.values())
+    return (
+        f"Timing was disturbed, by other work on this machine or by its clock: the means of the runs of "
+        f"{', '.join(noisy)} spread by more than 10 % of their median (at most {most:.0%}).",
+    )
 
 
 def rotation(names: Sequence[str], repeat: int) -> list[str]:

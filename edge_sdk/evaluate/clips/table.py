@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_sdk.evaluate.clips.evaluation import Answers, ClipEvaluation, ClipRow
-from edge_sdk.evaluate.table import NOTHING, macs, milliseconds, share, size
+from edge_sdk.evaluate.table import NOTHING, empty_table, macs, milliseconds, share, size
 from edge_sdk.runtime.schedule import SampleSchedule
 
 if TYPE_CHECKING:
@@ -105,28 +105,10 @@ def notes(evaluation: ClipEvaluation) -> list[str]:
 
 def rich_table(evaluation: ClipEvaluation) -> Table:
     """The headline table for a terminal, with warnings and notes below it."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     shown = columns(evaluation)
     caption = "\n".join([*notes(evaluation), *(f"! {warning}" for warning in evaluation.warnings)])
     cells = [[column.text(row) for column in shown] for row in evaluation.rows]
-    widths = [
-        max(len(column.heading), *(len(line[place]) for line in cells)) for place, column in enumerate(shown)
-    ]
-    table = Table(
-        title=Text(title(evaluation)),
-        title_justify="left",
-        caption=Text(caption),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        # Full width even where a terminal is narrower or there is none: a wrapped line can be read, a cut one not.
-        width=sum(widths) + 3 * len(widths),
-    )
-    for column in shown:
-        table.add_column(column.heading, justify="left" if column is shown[0] else "right", no_wrap=True)
+    table = empty_table(title(evaluation), caption, [column.heading for column in shown], cells)
     for row, line in zip(evaluation.rows, cells, strict=True):
         table.add_row(*line, style="bold" if row.role == "student" else "")
     return table
