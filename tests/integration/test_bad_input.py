@@ -50,6 +50,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "accuracy": {"source": "{world}/labelled", "interval": 2, "repeats": 1},
     },
     "evaluate": {"bundle": "{world}/bundle", "source": "{world}/labelled", "intervals": [2], "repeats": 1},
+    "front": {
+        "teacher": "{world}/per_frame", "nets": ["{world}/net", "{world}/other_net"], "pairs": ["{world}/bundle"],
+        "source": "{world}/labelled", "intervals": [2], "repeats": 1,
+    },
 }  # fmt: skip
 
 
@@ -283,6 +287,13 @@ CASES = [
     run("engine", "--engine onnxruntime-int8", "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
     recipe("evaluate", "engine to evaluate", {"engines": ["onnxruntime-int8"]},
            "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
+    recipe("front", "front key", {"net": ["{world}/net"]}, "unknown key 'net', did you mean 'nets'?"),
+    recipe("front", "one network", {"nets": ["{world}/net"]}, "'nets'", "at least 2"),
+    recipe("front", "front's engine", {"engines": ["onnxruntime-int8"]},
+           "no engines 'onnxruntime-int8', only float32", "edge-sdk build RECIPE"),
+    recipe("front", "front without labels", {"source": "{world}/unlabelled"}, "expected labels", "Put masks"),
+    recipe("front", "front's size", {"nets": ["{world}/net", "{world}/per_frame_large"]}, "40 x 64", "takes 32 x 48"),
+    recipe("front", "front below a file", {"out": "{world}/text.mp4/out"}, "out: cannot be", "rights"),
     *(Case(*row) for row in UPDATES),
     # data and outputs of the workstation's verbs
     recipe("train", "labels missing", {"data": ["{world}/unlabelled"]}, "frame 0 of", "unlabelled has none", "labels/"),

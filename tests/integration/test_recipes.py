@@ -14,6 +14,7 @@ import yaml
 from edge_sdk.bench.tune import TuneRecipe
 from edge_sdk.build.recipe import BuildRecipe
 from edge_sdk.cli.stage import TRAININGS
+from edge_sdk.evaluate.front.recipe import FrontRecipe
 from edge_sdk.evaluate.recipe import EvaluateRecipe
 from edge_sdk.settings import Settings, load_recipe
 from edge_sdk.video.clips import CalibrationClipsRecipe
@@ -37,6 +38,7 @@ def kind_of(data: dict[str, Any]) -> type[Settings]:
     if data.get("kind") in TRAININGS[training]:
         return TRAININGS[training][data["kind"]].load()[0]
     kinds: tuple[tuple[str, type[Settings]], ...] = (
+        ("pairs", FrontRecipe),
         ("frame_hw", ExportRecipe),
         ("draw", CalibrateRecipe),
         ("sources", CalibrationClipsRecipe),

@@ -75,6 +75,8 @@ def _bundles(root: Path) -> None:
     spoilt = ("no_graph", "cut_graph", "changed_graph", "cut_manifest", "newer", "unknown_key", "no_manifest")
     for name in spoilt:
         shutil.copytree(root / "bundle", root / name)
+    for name in ("net", "other_net"):
+        shutil.copytree(root / "per_frame", root / name)
     (root / "no_graph/delta.onnx").unlink()
     graph = (root / "bundle/delta.onnx").read_bytes()
     (root / "cut_graph/delta.onnx").write_bytes(graph[:-9])
