@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edge_sdk.bench.document import SUBJECT, Row
+from edge_sdk.bench.drifts import drift_schedule
 from edge_sdk.bundle import Bundle, set_name
 from edge_sdk.errors import RecipeError
 from edge_sdk.evaluate.replay import mean_interval, replay
@@ -16,18 +17,22 @@ from edge_sdk.manifest import FLOAT32, state_output
 from edge_sdk.runtime.background import BackgroundKeyframes
 from edge_sdk.runtime.engine import Backend
 from edge_sdk.runtime.opening import checked_schedule
-from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule
+from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, DriftSchedule, EverySchedule
 
 if TYPE_CHECKING:
     from edge_sdk.bench.lineup import Lineup
 
-ScheduleName = Literal["every", "change", "background"]
-# A change schedule refreshes the state after so many times its mean interval, however little the picture changes.
+ScheduleName = Literal["every", "change", "drift", "background"]
+# A schedule on change or drift refreshes the state after so many times its mean interval, however quiet the scene.
 _LONGEST = 4
 # Halvings of the range of thresholds; finer than the grey levels of a frame can tell.
 _HALVINGS = 16
 # A mean interval this many times too long or too short is another interval.
 _NEAR = 1.5
+
+
+# Schedules by the mean interval that they make on the clip.
+ByInterval = Mapping[int, ChangeSchedule | DriftSchedule]
 
 
 def engines_for(bundle: Bundle, backend: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -73,8 +78,8 @@ def grid(
         backend: runs them.
         engines: names of engines of the subject.
         intervals: mean frames from keyframe to keyframe.
-        schedules: ``every`` K frames; on ``change``, with the threshold at which this clip has a keyframe about every K
-            frames; and every K frames in the ``background``.
+        schedules: ``every`` K frames; on ``change`` and on ``drift``, with the threshold at which this clip has a
+            keyframe about every K frames; and every K frames in the ``background``.
         images: (H, W, 3) uint8 BGR frames of the clip, in order.
         background: how keyframes run beside the frames.
         threads: CPU threads of the other steps; None for all that are left.
@@ -95,12 +100,33 @@ def grid(
     if subject.manifest.steps.delta is None:
         notes.append("the bundle has no delta step, so only its precision is tuned")
         return _each_once(rows), tuple(notes)
-    changes = _changes(intervals, images, notes) if "change" in schedules else {}
+    found: dict[str, ByInterval] = {}
+    if "change" in schedules:
+        found["change"] = _near(
+            intervals, lambda interval: change_schedule(images, interval), "change", notes
+        )
+    if "drift" in schedules and subject.manifest.pair.trust is None:
+        notes.append("no keyframes on drift: the delta step does not tell how much of its keyframe holds")
+    elif "drift" in schedules:
+        found["drift"] = _near(
+            intervals,
+            lambda interval: drift_schedule(
+                subject,
+                images,
+                interval,
+                _LONGEST * interval,
+                backend=backend,
+                engine=engines[0],
+                threads=threads,
+            ),
+            "drift",
+            notes,
+        )
     refusal = _refusal(subject, engines, backend, background, threads) if "background" in schedules else ""
     if refusal:
         notes.append(f"no keyframes in the background: {refusal}")
     possible = [name for name in schedules if name != "background" or not refusal]
-    rows += _pairs(engines, intervals, possible, changes)
+    rows += _pairs(engines, intervals, possible, found)
     return _each_once(rows), tuple(notes)
 
 
@@ -108,17 +134,18 @@ def _pairs(
     engines: Sequence[str],
     intervals: Sequence[int],
     schedules: Sequence[ScheduleName],
-    changes: Mapping[int, ChangeSchedule],
+    found: Mapping[str, ByInterval],
 ) -> list[Row]:
-    """The subject in every precision at every interval, by each schedule; ``changes`` by the interval they make."""
+    """The subject in every precision at every interval, by each schedule; those ``found`` on the clip, by kind."""
     rows = []
     for engine in engines:
         for interval in intervals:
             every = EverySchedule(interval=interval)
             if "every" in schedules:
                 rows.append(_pair(f"K={interval} {engine}", engine, every))
-            if interval in changes:
-                rows.append(_pair(f"change K~{interval} {engine}", engine, changes[interval]))
+            for kind, schedule_at in found.items():
+                if interval in schedule_at:
+                    rows.append(_pair(f"{kind} K~{interval} {engine}", engine, schedule_at[interval]))
             if "background" in schedules:
                 rows.append(_pair(f"background K={interval} {engine}", engine, every, background=True))
     return rows
@@ -127,7 +154,7 @@ def _pairs(
 def _pair(
     name: str,
     engine: str,
-    schedule: EverySchedule | ChangeSchedule | AlwaysSchedule,
+    schedule: EverySchedule | ChangeSchedule | DriftSchedule | AlwaysSchedule,
     *,
     background: bool = False,
 ) -> Row:
@@ -179,18 +206,23 @@ def _each_once(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(seen.values())
 
 
-def _changes(
-    intervals: Sequence[int], images: Sequence[np.ndarray], notes: list[str]
-) -> dict[int, ChangeSchedule]:
+def _near(
+    intervals: Sequence[int],
+    search: Callable[[int], tuple[ChangeSchedule | DriftSchedule, float]],
+    kind: str,
+    notes: list[str],
+) -> ByInterval:
+    """What ``search`` finds for each interval, where its mean on the clip is near it; notes on the others."""
     found = {}
     for interval in intervals:
-        schedule, mean = change_schedule(images, interval)
+        schedule, mean = search(interval)
         if max(mean / interval, interval / mean) <= _NEAR:
             found[interval] = schedule
         else:
+            limit = schedule.threshold if isinstance(schedule, ChangeSchedule) else schedule.below
             notes.append(
-                f"no keyframes on change about every {interval} frames: this clip does not change so "
-                f"(the nearest threshold, {schedule.threshold:.2f}, gives one every {mean:.1f} frames)"
+                f"no keyframes on {kind} about every {interval} frames: this clip does not change so "
+                f"(the nearest threshold, {limit:.3g}, gives one every {mean:.1f} frames)"
             )
     return found
 

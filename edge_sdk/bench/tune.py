@@ -39,8 +39,8 @@ class TuneRecipe(Limits):
         backend: name of the runtime.
         engines: engine sets to try; ``all`` for one of each precision that the bundle has for the backend.
         intervals: mean frames from keyframe to keyframe.
-        schedules: ``every`` K frames; on ``change``, with a threshold found on the clip; every K frames in the
-            ``background``.
+        schedules: ``every`` K frames; on ``change`` and, where the delta step tells how much of its keyframe holds, on
+            ``drift``, with thresholds found on the clip; every K frames in the ``background``.
         background: how keyframes run beside the frames.
         threads: CPU threads of one step; None for the backend's own choice.
         teacher: a per-frame bundle of the same teacher without the work of writing state; None: the keyframe step.
@@ -62,7 +62,12 @@ class TuneRecipe(Limits):
         Literal["all"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     ) = "all"
     intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (5, 10, 20)
-    schedules: Annotated[tuple[ScheduleName, ...], Field(min_length=1)] = ("every", "change", "background")
+    schedules: Annotated[tuple[ScheduleName, ...], Field(min_length=1)] = (
+        "every",
+        "change",
+        "drift",
+        "background",
+    )
     background: BackgroundKeyframes = BackgroundKeyframes()
     threads: int | None = Field(default=None, ge=1)
     teacher: Path | None = None

@@ -38,7 +38,7 @@ def tune(
         str | None, typer.Option("--intervals", help="Keyframe intervals, 5,10,20 unless given.")
     ] = None,
     schedules: Annotated[
-        str | None, typer.Option("--schedules", help="Of every,change,background; all unless given.")
+        str | None, typer.Option("--schedules", help="Of every,change,drift,background; all unless given.")
     ] = None,
     max_ms: Annotated[float | None, typer.Option("--max-ms", help="Mean time of a frame at most.")] = None,
     max_p99_ms: Annotated[

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from edge_sdk import EdgeRunner, RunRecipe
 from edge_sdk.bench import tune as module
 from edge_sdk.bench.document import SUBJECT, BenchDocument, Row
+from edge_sdk.bench.drifts import drift_schedule
 from edge_sdk.bench.grid import change_schedule, engines_for, grid
 from edge_sdk.bench.lineup import Lineup
 from edge_sdk.bench.recipe import BenchRecipe
@@ -32,7 +33,7 @@ from edge_sdk.runtime.result import StepKind
 from edge_sdk.runtime.schedule import AlwaysSchedule, ChangeSchedule, EverySchedule
 from edge_sdk.settings import parse_settings
 from tests.bench_world import columns, make_document
-from tests.graphs import chaining, per_frame, residual
+from tests.graphs import chaining, per_frame, residual, telling, trusted
 
 SIZE = (32, 48)
 COUNT = 24
@@ -201,6 +202,33 @@ def test_thresholds_come_from_the_clip(interval) -> None:
         kinds.append(rule.decide(image, age))
         age = 1 if kinds[-1] is StepKind.KEYFRAME else (age or 0) + 1
     assert len(images) / kinds.count(StepKind.KEYFRAME) == mean
+
+
+@pytest.mark.parametrize("interval", [2, 3, 5])
+def test_what_is_asked_of_trust_comes_from_the_clip(interval, tmp_path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, 96)
+    images = [trusted(image, level) for image, level in zip(moving(96), levels, strict=True)]
+    bundle = telling(SIZE).write(tmp_path / "pair")
+    schedule, mean = drift_schedule(
+        bundle, images, interval, 4 * interval, backend=BACKEND, engine="float32", threads=1
+    )
+    assert mean == pytest.approx(interval, rel=0.35)
+    assert schedule.max_interval == 4 * interval
+    with EdgeRunner(bundle, schedule=schedule, threads=1) as runner:
+        kinds = [runner(image).kind for image in images]
+    assert len(images) / kinds.count(StepKind.KEYFRAME) == mean
+
+
+def test_drift_has_rows_where_the_delta_step_tells(root, tmp_path) -> None:
+    images = [trusted(image, 40 * (index % 7)) for index, image in enumerate(IMAGES)]
+    found = Lineup(telling(SIZE).write(tmp_path / "pair"), None, None)
+    rows, notes = grid(found, BACKEND, ("float32",), (3, 6), ("every", "drift"), images, BACKGROUND, 1)
+    assert notes == ()
+    kinds = {row.name: row.schedule.kind for row in rows}
+    assert kinds["drift K~3 float32"] == kinds["drift K~6 float32"] == "drift"
+    rows, notes = grid(lineup(root), BACKEND, ("float32",), (3,), ("every", "drift"), IMAGES, BACKGROUND, 1)
+    assert notes == ("no keyframes on drift: the delta step does not tell how much of its keyframe holds",)
+    assert not any(row.schedule.kind == "drift" for row in rows)
 
 
 # The whole, with and without real measuring.
