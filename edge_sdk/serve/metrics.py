@@ -51,6 +51,11 @@ def _run(seen: Seen, viewers: int) -> Iterator[str]:
             "Frames since the keyframe that the last answer rests on.",
             [({}, record.points[-1].state_age)],
         )
+    told = next((point.trust for point in reversed(record.points) if point.trust is not None), None)
+    if told is not None:
+        yield from _metric(
+            "keyframe_trust_ratio", "gauge", "How much of its keyframe held at the last delta.", [({}, told)]
+        )
     if record.answer_age_ms is not None:
         yield from _metric(
             "answer_age_seconds",

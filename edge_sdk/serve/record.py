@@ -31,6 +31,7 @@ class Point:
         total_ms: from call to result.
         state_age: frames since the keyframe that the answer rests on.
         delivered_s: when the result was ready, ``time.monotonic()``.
+        trust: how much of the keyframe still held, 0 to 1; None where the step did not tell.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Point:
     total_ms: float
     state_age: int
     delivered_s: float
+    trust: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,8 @@ class Record:
             if self._points:
                 # A stream that begins anew counts from 0 again; that is no loss.
                 self._missed += max(0, result.seq - self._points[-1].seq - 1)
-            point = Point(
-                self._frames, result.seq, result.kind, total_ms, result.state_age, result.delivered_s
-            )
+            kind, age = result.kind, result.state_age
+            point = Point(self._frames, result.seq, kind, total_ms, age, result.delivered_s, result.trust)
             self._points.append(point)
             self._frames += 1
             buckets = self._buckets.setdefault(result.kind, [0] * (len(BUCKETS_MS) + 1))

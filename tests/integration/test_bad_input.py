@@ -196,6 +196,8 @@ CASES = [
     recipe("export", "palette", {"task.palette": [[1, 2, 3]]}, "'task'", "palette needs 4 colours"),
     run("schedule key", "--schedule {recipe}", "intervall', did you mean 'interval'?",
         text="schedule: {kind: every, interval: 3, intervall: 3}\n"),
+    run("drift untold", "--schedule {recipe}", "schedule 'drift'", "has no output 'trust'", "Use schedule 'every' or",
+        text="schedule: {kind: drift, below: 0.5}\n"),
     run("schedule kind", "--schedule {recipe}", "'schedule'", "'every'", "got", text="schedule: {kind: often}\n"),
     # networks
     recipe("train", "factory", {"module.factory": "networks"}, "expected package.module:function, got 'networks'"),

@@ -122,6 +122,27 @@ def test_a_short_run_says_nothing_of_windows() -> None:
     }  # fmt: skip
 
 
+def test_the_share_of_keyframes_and_what_held_of_them_are_told() -> None:
+    quiet = summary_of(result(K, 4.0), result(D, 2.0), result(D, 2.0), result(S, 0.1))
+    assert (quiet.figures()["keyframe_share"], quiet.figures()["trust"]) == (0.25, None)
+    assert "4 frames: 1 keyframes (25.0%), 2 deltas, 1 skips" in text(quiet)
+    assert "held of the keyframe" not in text(quiet)
+    told = summary_of(
+        result(K, 4.0), *(replace(result(D, 2.0), trust=trust) for trust in (1.0, 0.5, 0.75, 0.75))
+    )
+    assert told.figures()["trust"] == {
+        "frames": 4, "mean": 0.75, "p1": pytest.approx(0.5075), "p10": pytest.approx(0.575), "p50": 0.75,
+        "percentile_frames": 4,
+    }  # fmt: skip
+    assert (
+        "what still held of the keyframe: mean 0.750, p50 0.750, p10 0.575, p1 0.507 of the deltas"
+        in text(told)
+    )
+    assert line_of(replace(result(D, 2.0), trust=0.25))["trust"] == 0.25
+    assert line_of(replace(result(D, 2.0), trust=float("nan")))["trust"] is None
+    assert "trust" not in line_of(result(D, 2.0))
+
+
 def test_before_the_first_frame_there_are_no_latencies() -> None:
     figures = summary_of().figures()
     assert (figures["latency_ms"], figures["gpu_ms"], figures["frames"]) == ({}, None, 0)

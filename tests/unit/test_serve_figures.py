@@ -252,7 +252,7 @@ def test_prometheus_reads_every_metric(tmp_path):
     stats = SourceStats(received=9, delivered=6, dropped=2, corrupt=1, stalls=1, reconnects=1, age_ms=3.5)
     seen_by = watch(camera(stats), FakeRunner(WorkerCounts(submitted=6, answered=5, replaced=1)), tmp_path)
     seen_by.record.add(answer(0, ms=30, kind=StepKind.KEYFRAME, age=0))
-    seen_by.record.add(answer(1, ms=4, age=1))
+    seen_by.record.add(dataclasses.replace(answer(1, ms=4, age=1), trust=0.75))
     seen_by.record.add(answer(2, ms=5000, age=2))
     seen_by.record.count_error("draw")
     samples, kinds = parsed(prometheus_text(seen_by.look(), viewers=2))
@@ -265,6 +265,7 @@ def test_prometheus_reads_every_metric(tmp_path):
     assert samples["edge_sdk_latency_seconds_sum", delta] == pytest.approx(5.004)
     assert samples["edge_sdk_latency_seconds_sum", keyframe] == pytest.approx(0.03)
     assert samples["edge_sdk_state_age_frames",] == 2
+    assert samples["edge_sdk_keyframe_trust_ratio",] == 0.75
     assert samples["edge_sdk_answer_age_seconds",] == pytest.approx(0.05)
     assert samples["edge_sdk_dropped_frames_total",] == 4
     assert samples["edge_sdk_source_frames_total", ("fate", "corrupt")] == 1
@@ -289,6 +290,7 @@ def test_prometheus_reads_every_metric(tmp_path):
 def test_prometheus_reads_a_run_that_has_not_begun():
     samples, _ = parsed(prometheus_text(watch().look(), viewers=0))
     assert samples["edge_sdk_dropped_frames_total",] == 0
+    assert ("edge_sdk_keyframe_trust_ratio",) not in samples
     assert ("edge_sdk_throttled",) not in samples, (
         "where nothing tells, nobody knows that it is not throttled"
     )

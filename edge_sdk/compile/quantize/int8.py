@@ -145,7 +145,7 @@ def _channels(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 
 def _last(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The last convolution before the answer (not before state or trust); None where a matrix layer decides after it."""
+    """The last convolution before the answer, not state or trust; None where a matrix layer decides after it."""
     wiring = Wiring(model.graph)
     answers = [v.name for v in model.graph.output if v.name in wiring.makers and not is_told(v.name)]
     needed = wiring.reaches(wiring.makers[name] for name in answers)
