@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -65,6 +66,8 @@ def root(tmp_path_factory) -> Path:
     residual(SIZE).write(folder / "unbuilt")
     write_folder(folder / "labelled", labels=True)
     write_folder(folder / "bare", labels=False)
+    for path in (write_folder(folder / "ignored", labels=True) / "labels").iterdir():
+        cv2.imwrite(str(path), np.full(SIZE, 255, np.uint8))
     return folder
 
 
@@ -310,6 +313,7 @@ def test_the_command_writes_table_json_and_report(root, tmp_path):
          r"pairs .*kept: teacher: its masks differ from those of the bundle's keyframe step on \d+"),
         ({"source": "{root}/bare"}, RecipeError, "bare: expected labels, it has none.*labels/"),
         ({"source": ["{root}/labelled", "{root}/bare"]}, RecipeError, "bare: expected labels"),
+        ({"source": "{root}/ignored"}, RecipeError, "expected labels of classes that count"),
         ({"intervals": [9]}, RecipeError, "intervals: 9 needs as many frames, source .* gave 8"),
         ({"source": "synthetic:shapes?height=48&width=64&frames=8"}, ShapeError, "48 x 64 .* takes 24 x 32"),
     ],

@@ -6,13 +6,18 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from edge_sdk.drawing import COLOURS, INK, MARKERS, label_points, svg
 from edge_sdk.evaluate.front.document import Front, FrontRow
-from edge_sdk.evaluate.front.recovered import Point, envelope
+from edge_sdk.evaluate.front.recovered import Point, envelope, rival_at
 
 PURPOSE = "the front report"
 _SIZE_INCHES = (7.4, 4.8)
+_LEGEND_COLUMNS = 4
 _LOG_FROM_RATIO = 10.0
+# Points of the rival's line, which is straight in milliseconds and bent where these are drawn as logarithms.
+_LINE_POINTS = 200
 # Of pairs, in their order; with more pairs than colours the marks tell them apart.
 _PAIR_COLOURS = ("delta", "keyframe", "rest", "skip")
 _PAIR_MARKERS = ("o", "P", "X", "h", "*", "p", "<", ">")
@@ -62,7 +67,7 @@ def _draw(front: Front, engine: str, figure: Any) -> None:
         axes.set_xlim(left=0)
     axes.set_xlabel("mean milliseconds a frame")
     axes.set_ylabel("mIoU against labels")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper left", ncols=_LEGEND_COLUMNS)
     figure.draw_without_rendering()  # settles the layout, which decides where names have room
     named = sorted(rows, key=lambda row: ("pair", "teacher", "net", "copy", "flow").index(row.kind))
     texts: dict[str, tuple[float, float]] = {}
@@ -77,7 +82,8 @@ def _draw(front: Front, engine: str, figure: Any) -> None:
 
 def _draw_rival(axes: Any, rows: Iterable[FrontRow]) -> None:
     line = envelope([Point(row.name, *_place(row)) for row in rows])
-    x, y = zip(*((point.ms, point.accuracy) for point in line), strict=True)
+    x = np.union1d(np.linspace(line[0].ms, line[-1].ms, _LINE_POINTS), [point.ms for point in line])
+    y = [rival_at(line, float(ms))[0] for ms in x]
     axes.plot(x, y, color=COLOURS["rival"], linewidth=1.6, zorder=1, label="rival: networks on every frame")
 
 
@@ -90,11 +96,10 @@ def _draw_series(axes: Any, rows: list[FrontRow], colour: str, marker: str) -> N
         style["markerfacecolor"] = "none"
     x, y = zip(*(_place(row) for row in rows), strict=True)
     spread = [row.times.mean_ms.iqr / 2 for row in rows]
+    axes.errorbar(x, y, xerr=spread, fmt="none", ecolor=INK, elinewidth=0.6, capsize=2)
     label = None if kind in ("net", "teacher") else rows[0].who
-    axes.errorbar(
-        x, y, xerr=spread, linewidth=1.2 if kind == "pair" else 0.8, capsize=2, ecolor=INK, elinewidth=0.6,
-        label=label, linestyle="-" if len(rows) > 1 else "none", **style,
-    )  # fmt: skip
+    line = "-" if len(rows) > 1 else "none"
+    axes.plot(x, y, linewidth=1.2 if kind == "pair" else 0.8, linestyle=line, label=label, **style)
 
 
 def _place(row: FrontRow) -> tuple[float, float]:
