@@ -179,7 +179,7 @@ def test_a_skipped_frame_has_no_stages(bundle: Bundle, clock: FakeTime) -> None:
 
 def test_what_opening_took(pair: TinyPair, opened: EdgeRunner) -> None:
     times = opened.start_times
-    bindings = 2 if pair.name == "tiny-residual" else 3  # a rewritten state has two slots
+    bindings = 3 if pair.name == "tiny-chaining" else 2  # a rewritten state has two slots
     assert times.check_ms == 0.0
     assert same(times.load_ms, 2 * TimedBackend.load_ms + TICK_MS)
     assert same(times.bind_ms, bindings * TimedBackend.bind_ms + TICK_MS)
