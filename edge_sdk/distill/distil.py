@@ -264,7 +264,7 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
         search.hold()
         meta["choice"] = net.choice
         if is_writer():
-            write_choice(recipe.out, net.choice, float(search.expected_ms()))
+            write_choice(recipe.out, net.choice, search.table.predict(net.choice))
         drop_unused(net.keep_choices(), example)
     if is_writer():
         weights = {name: value.contiguous() for name, value in net.network.state_dict().items()}
