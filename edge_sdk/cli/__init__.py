@@ -25,6 +25,7 @@ from edge_sdk.cli import (
     install,
     keygen,
     lint,
+    profile,
     run,
     sign,
     slots,
@@ -46,6 +47,7 @@ app = typer.Typer(
 for _verb in (
     demo.demo,
     train.train,
+    profile.profile,
     distill.distill,
     export.export,
     calibrate.calibrate,

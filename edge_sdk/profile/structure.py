@@ -6,7 +6,7 @@ that needs its output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edge_sdk.errors import FileFormatError
@@ -82,7 +82,24 @@ class Structure(Settings):
             found[part] = 1.0 - dead
         return found
 
+    def without(self, parts: Collection[str]) -> Structure:
+        """The same data flow through ``parts``, which are parts no more."""
+        reads = dict(self.reads)
+        for part in reversed(self.in_order()):  # what a part reads has been looked through before
+            reads[part] = _through(reads[part], parts, reads)
+        return Structure(
+            reads={part: sources for part, sources in reads.items() if part not in parts},
+            answer=_through(self.answer, parts, reads),
+        )
+
     def vanished(self, choice: Mapping[str, str]) -> tuple[str, ...]:
         """Parts that a student of this choice has nothing of in its delta step."""
         kept = {unit: float(candidate == KEPT) for unit, candidate in choice.items()}
         return tuple(part for part, share in self.alive(kept).items() if share == 0.0)
+
+
+def _through(
+    sources: tuple[str, ...], parts: Collection[str], reads: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    found = [each for source in sources for each in (reads[source] if source in parts else (source,))]
+    return tuple(dict.fromkeys(found))

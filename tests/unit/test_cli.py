@@ -22,7 +22,7 @@ from edge_sdk.errors import DependencyError, RecipeError
 from edge_sdk.settings import Settings
 
 VERBS = [
-    "demo", "train", "distill", "export", "calibrate", "lint", "build", "run", "adapt", "evaluate", "front",
+    "demo", "train", "profile", "distill", "export", "calibrate", "lint", "build", "run", "adapt", "evaluate", "front",
     "compare",
     "bench", "tune",
     "keygen", "sign", "install", "slots", "doctor",
@@ -75,6 +75,7 @@ def test_what_the_command_does_not_know_is_refused(args, message):
     [
         (["train", "{tmp}/no.yaml"], ["recipe: expected a file at", "no.yaml"]),
         (["distill", "{tmp}/no.yaml"], ["recipe: expected a file at"]),
+        (["profile", "{tmp}/no.yaml"], ["expected a file, or a prepared folder", "no.yaml"]),
         (["export", "{tmp}/no.yaml"], ["recipe: expected a file at"]),
         (["front", "{tmp}/no.yaml"], ["recipe: expected a file at"]),
         (["run", "{tmp}/no", "synthetic:shapes"], ["bundle: expected a folder at", "/no"]),

@@ -21,10 +21,12 @@ from edge_sdk import cli
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
 VERBS = [
-    "demo", "train", "distill", "export", "calibrate", "build", "lint", "run", "adapt", "evaluate", "front",
+    "demo", "train", "profile", "distill", "export", "calibrate", "build", "lint", "run", "adapt", "evaluate", "front",
     "compare", "bench", "tune", "keygen", "sign", "install", "slots", "doctor",
 ]  # fmt: skip
-WORKSTATION_ONLY = ("edge_sdk.distill", "edge_sdk.compile", "edge_sdk.demo", "edge_sdk.adapt.trainer")
+WORKSTATION_ONLY = (
+    "edge_sdk.distill", "edge_sdk.compile", "edge_sdk.demo", "edge_sdk.adapt.trainer", "edge_sdk.profile.prepare",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

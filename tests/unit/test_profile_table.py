@@ -153,6 +153,15 @@ def test_the_share_of_good_predictions_counts_both_sides():
     assert table().within is None
 
 
+@pytest.mark.parametrize("parts", [(), ("side",), ("stem", "side"), ("a", "b"), tuple(STRUCTURE.reads)])
+def test_a_structure_without_some_parts_sees_through_them(parts):
+    found = STRUCTURE.without(parts)
+    assert set(found.reads) == set(STRUCTURE.reads) - set(parts)
+    for choice in ({}, {"pool": "kept"}, {"b": "kept"}, {"b": "kept", "pool": "kept"}):
+        left = {unit: kind for unit, kind in choice.items() if unit not in parts}
+        assert set(found.vanished(left)) == set(STRUCTURE.vanished(left)) - set(parts)
+
+
 @pytest.mark.parametrize(
     ("reads", "answer", "message"),
     [
