@@ -1,0 +1,186 @@
+"""Every training, cost table and bundle of the front as a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from settings import FACTORY, INT8, SCENES, Benchmark, Course, Scene
+
+from edge_sdk.distill import DistillRecipe, TrainRecipe
+from edge_sdk.distill.recipes import (
+    Augment,
+    DeltaLoss,
+    DeltaSettings,
+    LoopSettings,
+    ModuleSettings,
+    Motion,
+    Optimiser,
+    PairData,
+    QuantizationSettings,
+    SearchSettings,
+    TaskLoss,
+)
+from edge_sdk.evaluate.front import FrontRecipe
+from edge_sdk.profile.prepare.recipe import ProfileRecipe
+from edge_sdk.tasks import TaskSpec
+
+TEACHER, GAMMA4 = "teacher", "gamma4"
+
+
+def task_of(scene: Scene) -> TaskSpec:
+    """What the networks of a scene answer."""
+    names, palette = zip(*scene.classes, strict=True)
+    return TaskSpec(classes=names, palette=palette, ignore_label=scene.ignore)
+
+
+def module(plan: Benchmark, width: int, checkpoint: Path | None = None) -> ModuleSettings:
+    """A network of the family, by width."""
+    arguments = {"classes": len(SCENES[plan.scene].classes), "width": width}
+    return ModuleSettings(factory=FACTORY, arguments=arguments, checkpoint=checkpoint)
+
+
+def teacher(plan: Benchmark) -> ModuleSettings:
+    """The trained teacher."""
+    return module(plan, plan.teacher.width, plan.folder / TEACHER / "model.pt")
+
+
+def net_name(width: int) -> str:
+    """Of the network of that width for every frame."""
+    return f"width{width}"
+
+
+def pair_name(precision: str, budget: float) -> str:
+    """Of the pair that was searched for a precision with that share of the teacher's time."""
+    return f"{precision}_{round(100 * budget)}"
+
+
+def teacher_recipe(plan: Benchmark) -> TrainRecipe:
+    """The teacher, from scratch."""
+    return _frames(plan, TEACHER, plan.teacher.width, plan.teacher_course, None)
+
+
+def net_recipes(plan: Benchmark) -> dict[str, TrainRecipe]:
+    """The rivals by name: narrower copies of the teacher, taught by it on every frame."""
+    given = teacher(plan)
+    return {
+        net_name(width): _frames(plan, net_name(width), width, plan.net_course, given)
+        for width in plan.teacher.nets
+    }
+
+
+def _frames(
+    plan: Benchmark, name: str, width: int, course: Course, given: ModuleSettings | None
+) -> TrainRecipe:
+    scene = SCENES[plan.scene]
+    taught = given is not None
+    return TrainRecipe(
+        out=plan.folder / name,
+        module=module(plan, width),
+        teacher=given,
+        task=task_of(scene),
+        data=scene.stills,
+        validation=scene.validation,
+        augment=Augment(crop_hw=scene.crop_hw, scale=(0.6, 2.0), colour=0.15),
+        loss=TaskLoss(source="both" if taught else "labels", class_weights="log", teacher_weight=3.0),
+        optimiser=_optimiser(course, None),
+        loop=_loop(course, max(course.steps // 8, 1)),
+    )
+
+
+def delta_of(plan: Benchmark) -> DeltaSettings:
+    """The units and their candidates; layers outside of them are low rank."""
+    return DeltaSettings(gamma=8, rank_multiple=plan.rank_multiple, candidates="low_rank", units=plan.units)
+
+
+def profile_recipe(plan: Benchmark, precision: str) -> ProfileRecipe:
+    """The cost table of a precision, on this machine."""
+    scene = SCENES[plan.scene]
+    return ProfileRecipe(
+        out=plan.folder / f"cost_{precision}",
+        teacher=module(plan, plan.teacher.width),
+        task=task_of(scene),
+        delta=delta_of(plan),
+        frame_hw=scene.frame_hw,
+        precision=precision,
+        threads=1,
+        rounds=plan.rounds,
+        check=plan.check,
+        decode_stride=2,
+    )
+
+
+def pair_recipe(plan: Benchmark, precision: str, budget: float, budget_ms: float) -> DistillRecipe:
+    """A student searched under a budget; for INT8 with rounding in the loop from the start."""
+    search = SearchSettings(
+        table=plan.folder / f"cost_{precision}" / "table.json", budget_ms=budget_ms, until=plan.until
+    )
+    quantization = QuantizationSettings() if precision == "int8" else None
+    return _pair(plan, pair_name(precision, budget), delta_of(plan), search=search, quantization=quantization)
+
+
+def gamma4_recipe(plan: Benchmark) -> DistillRecipe:
+    """The published form: low rank by 4, a join a layer."""
+    return _pair(plan, GAMMA4, DeltaSettings(gamma=4, candidates="low_rank"))
+
+
+def _pair(
+    plan: Benchmark, name: str, delta: DeltaSettings, *, search: SearchSettings | None = None,
+    quantization: QuantizationSettings | None = None,
+) -> DistillRecipe:  # fmt: skip
+    scene = SCENES[plan.scene]
+    data = PairData(
+        stills=scene.stills, motion=Motion(max_gap=plan.max_gap), video=scene.video,
+        video_share=0.25 if scene.video else None, max_gap=scene.video_gap,
+    )  # fmt: skip
+    return DistillRecipe(
+        out=plan.folder / name,
+        teacher=teacher(plan),
+        task=task_of(scene),
+        delta=delta,
+        search=search,
+        data=data,
+        validation=scene.validation,
+        intervals=plan.teacher.intervals,
+        augment=Augment(crop_hw=scene.crop_hw, scale=(1.0, 1.5), colour=0.1),
+        loss=DeltaLoss(
+            task=TaskLoss(source="both", class_weights="log", teacher_weight=1.0),
+            feature=0.1, feature_until=0.5, feature_scale="layer",
+        ),
+        optimiser=_optimiser(plan.pair_course, 1.0),
+        quantization=quantization,
+        loop=_loop(plan.pair_course, plan.pair_course.steps),
+    )  # fmt: skip
+
+
+def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
+    """Everything in one run."""
+    return FrontRecipe(
+        teacher=bundle_of(plan, TEACHER),
+        nets=tuple(bundle_of(plan, net_name(width)) for width in plan.teacher.nets),
+        pairs=tuple(pairs),
+        source=SCENES[plan.scene].validation,
+        intervals=plan.teacher.intervals,
+        engines=(INT8,),
+        repeats=plan.repeats,
+        threads=1,
+        out=plan.folder / "front",
+    )
+
+
+def bundle_of(plan: Benchmark, name: str) -> Path:
+    """Where a bundle goes."""
+    return plan.folder / "bundles" / name
+
+
+def _optimiser(course: Course, clip_norm: float | None) -> Optimiser:
+    return Optimiser(
+        kind="adamw", lr=course.lr, weight_decay=course.weight_decay, curve="cosine", warmup=course.warmup,
+        clip_norm=clip_norm,
+    )  # fmt: skip
+
+
+def _loop(course: Course, validate_every: int) -> LoopSettings:
+    return LoopSettings(
+        steps=course.steps, batch=course.batch, seed=course.seed, precision="bf16-mixed", workers=0,
+        validate_every=validate_every, checkpoint_every=100,
+    )  # fmt: skip

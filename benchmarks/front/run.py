@@ -1,0 +1,189 @@
+"""The front: pairs of several budgets beside networks of several widths, in float32 and INT8; writes RESULTS.md.
+
+    python benchmarks/front/run.py [--scene camvid] [--only NAME] [--only-measure] [--trial] [--list]
+
+Run it from the repository's root; everything goes to runs/front. A training that is done is not done again, and one
+that was stopped goes on from its last checkpoint; ``--only`` runs one of those that ``--list`` names, so that several
+can run at once. ``--trial`` goes the whole way with a few steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import plan as plans
+import words
+from settings import FULL, INT8, SCENES, TRIAL, Benchmark
+
+from edge_sdk.build.pipeline import build
+from edge_sdk.build.recipe import BuildRecipe
+from edge_sdk.bundle import Bundle
+from edge_sdk.cli.progress import RichProgress
+from edge_sdk.compile import ExportRecipe, export
+from edge_sdk.compile.calibrate import CalibrateRecipe, DrawSettings, calibrate
+from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
+from edge_sdk.evaluate.front import Front, measure_front
+from edge_sdk.files import write_text
+from edge_sdk.profile.prepare.stage import profile
+from edge_sdk.profile.table import CostTable
+from edge_sdk.progress import Progress
+
+COMMAND = "python benchmarks/front/run.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage: what it leaves, what must be there before, and how it is done."""
+
+    result: Path
+    after: tuple[str, ...]
+    do: Callable[[Progress], object]
+
+
+def jobs(plan: Benchmark) -> dict[str, Job]:
+    """Every training and cost table by name, in an order in which what is needed comes before."""
+    found = {plans.TEACHER: _training(plans.teacher_recipe(plan), ())}
+    for name, recipe in plans.net_recipes(plan).items():
+        found[name] = _training(recipe, (plans.TEACHER,))
+    found[plans.GAMMA4] = _training(plans.gamma4_recipe(plan), (plans.TEACHER,))
+    for precision in plan.precisions:
+        recipe = plans.profile_recipe(plan, precision)
+        found[f"cost_{precision}"] = Job(recipe.out / "table.json", (), partial(_profile, recipe))
+        for budget in plan.teacher.budgets:
+            name = plans.pair_name(precision, budget)
+            after = (plans.TEACHER, f"cost_{precision}")
+            result = plan.folder / name / "student.pt"
+            found[name] = Job(result, after, partial(_searched, plan, precision, budget))
+    return found
+
+
+def _training(recipe: TrainRecipe | DistillRecipe, after: tuple[str, ...]) -> Job:
+    if isinstance(recipe, TrainRecipe):
+        return Job(recipe.out / "model.pt", after, lambda progress: train_teacher(recipe, progress=progress))
+    return Job(recipe.out / "student.pt", after, lambda progress: distill(recipe, progress=progress))
+
+
+def _profile(recipe: plans.ProfileRecipe, progress: Progress) -> None:
+    profile(recipe, progress=progress)
+
+
+def _searched(plan: Benchmark, precision: str, budget: float, progress: Progress) -> None:
+    """Search and fine-tune under a share of the reference student's time."""
+    table = CostTable.load(plan.folder / f"cost_{precision}" / "table.json")
+    budget_ms = budget * table.reference.ms.median
+    sys.stderr.write(f"   budget {budget_ms:.2f} ms\n")
+    distill(plans.pair_recipe(plan, precision, budget, budget_ms), progress=progress)
+
+
+def run(plan: Benchmark, every: dict[str, Job], progress: Progress) -> None:
+    """All jobs that are not done, one after the other."""
+    waiting = [name for name, job in every.items() if not job.result.is_file()]
+    began_s = time.monotonic()
+    for done, name in enumerate(waiting):
+        sys.stderr.write(f"== {done + 1}/{len(waiting)} {name}\n")
+        every[name].do(progress)
+        spent_s = time.monotonic() - began_s
+        left_s = spent_s / (done + 1) * (len(waiting) - done - 1)
+        sys.stderr.write(f"   {spent_s / 60:.1f} min so far, about {left_s / 60:.0f} min left\n")
+
+
+def built(plan: Benchmark, name: str, checkpoint: Path, progress: Progress) -> Bundle:
+    """The bundle of a network or pair, in float32 and INT8; made anew where its checkpoint is newer."""
+    scene, folder = SCENES[plan.scene], plans.bundle_of(plan, name)
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and manifest.stat().st_mtime > checkpoint.stat().st_mtime:
+        found = Bundle.open(folder)
+        if INT8 in found.manifest.variants:
+            return found
+    bundle = export(
+        ExportRecipe(out=folder, checkpoint=checkpoint, frame_hw=scene.frame_hw, decode_stride=2),
+        progress=progress,
+    )
+    recorded = folder.with_suffix(".npz")
+    recorded.unlink(missing_ok=True)
+    # Ranges need no labels.
+    sources = tuple(f"{uri}?fps=1&labels=0" for uri in scene.stills)
+    calibrate(
+        CalibrateRecipe(
+            bundle=bundle.path, draw=DrawSettings(sources=sources, clips=48, frames=2), out=recorded
+        ),
+        progress=progress,
+    )
+    recipe = BuildRecipe(
+        bundle=bundle.path, calibration=recorded, backends=("onnxruntime",), precisions=("int8",)
+    )
+    return build(recipe, progress=progress).bundle
+
+
+def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Front:
+    """Everything in one run, beside the cost tables' checks."""
+    trained = {name: job.result for name, job in every.items() if job.result.suffix == ".pt"}
+    missing = [name for name, result in trained.items() if not result.is_file()]
+    pairs = [name for name in trained if trained[name].name == "student.pt" and name not in missing]
+    needed = [plans.TEACHER, *plans.net_recipes(plan)]
+    if lacking := [name for name in missing if name in needed] or ([] if pairs else missing):
+        raise SystemExit(f"{lacking[0]}: not trained yet: {COMMAND} --only {lacking[0]}")
+    for name in (*needed, *pairs):
+        built(plan, name, trained[name], progress)
+    recipe = plans.front_recipe(plan, [plans.bundle_of(plan, name) for name in pairs])
+    found = measure_front(recipe, progress=progress)
+    found.write_report(plan.folder / "front")
+    return found
+
+
+def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[words.Claim]:
+    """RESULTS.md and results.json beside this file."""
+    tables = {
+        precision: CostTable.load(every[f"cost_{precision}"].result)
+        for precision in plan.precisions
+        if every[f"cost_{precision}"].result.is_file()
+    }
+    proofs = words.claims(plan, found, tables)
+    missing = [name for name, job in every.items() if not job.result.is_file()]
+    suffix = "" if plan.scene == "camvid" else f"_{plan.scene}"
+    folder = Path(plan.results)
+    write_text(folder / f"RESULTS{suffix}.md", words.results(plan, found, tables, proofs, missing, COMMAND))
+    found.save(folder / f"results{suffix}.json")
+    return proofs
+
+
+def main() -> None:
+    """Do what is asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scene", choices=sorted(SCENES), default=FULL.scene)
+    parser.add_argument("--only", metavar="NAME", help="one training or cost table alone")
+    parser.add_argument("--only-measure", action="store_true", help="measure what is trained")
+    parser.add_argument("--trial", action="store_true", help="a few steps of everything")
+    parser.add_argument("--list", action="store_true", help="name what there is to do")
+    given = parser.parse_args()
+    plan = replace(TRIAL if given.trial else FULL, scene=given.scene)
+    every = jobs(plan)
+    if given.list:
+        for name, job in every.items():
+            sys.stdout.write(f"{'done' if job.result.is_file() else '-':4} {name}\n")
+        return
+    with RichProgress() as progress:
+        if given.only is not None:
+            if given.only not in every:
+                parser.error(f"--only: expected one of {', '.join(every)}, got {given.only}")
+            if lacking := [name for name in every[given.only].after if not every[name].result.is_file()]:
+                parser.error(f"--only {given.only}: needs {lacking[0]} first: {COMMAND} --only {lacking[0]}")
+            every[given.only].do(progress)
+            return
+        if not given.only_measure:
+            run(plan, every, progress)
+        proofs = write_results(plan, measured(plan, every, progress), every)
+    for proof in proofs:
+        sys.stdout.write(f"{'holds' if proof.holds else 'FAILS':5} {proof.text}: {proof.found}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Every setting of the front: change them here alone. What is changed is trained anew, the rest is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+FACTORY = "edge_sdk.distill.models:ddrnet_23_slim"
+DRIVING = (
+    ("sky", (128, 128, 128)), ("building", (0, 0, 128)), ("pole", (128, 192, 192)), ("road", (128, 64, 128)),
+    ("pavement", (222, 40, 60)), ("tree", (0, 128, 128)), ("sign", (128, 128, 192)), ("fence", (128, 64, 64)),
+    ("car", (128, 0, 64)), ("pedestrian", (0, 64, 64)), ("bicyclist", (192, 128, 0)),
+)  # fmt: skip
+INT8 = "onnxruntime-int8"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A kind of video: what is trained on, what is measured on.
+
+    Args:
+        classes: names and colours (blue, green, red).
+        ignore: label id that does not count; None where every pixel has a class.
+        stills: labelled training frames; pairs come from them under random camera motion.
+        video: sources of training pairs that are real; empty for none.
+        video_gap: largest distance of the two frames of such a pair, in frames of the source.
+        validation: labelled clips that are measured on, each a stream.
+        frame_hw: of the camera's frames.
+        crop_hw: of training.
+    """
+
+    classes: tuple[tuple[str, tuple[int, int, int]], ...]
+    ignore: int | None
+    stills: tuple[str, ...]
+    video: tuple[str, ...]
+    video_gap: int
+    validation: tuple[str, ...]
+    frame_hw: tuple[int, int]
+    crop_hw: tuple[int, int]
+
+
+CAMVID = Scene(
+    classes=DRIVING,
+    ignore=11,
+    stills=("data/camvid/train",),
+    video=("data/camvid/train",),
+    # Frames are a second apart: such pairs teach the student to stand where the keyframe no longer helps.
+    video_gap=2,
+    validation=("data/camvid/val",),
+    frame_hw=(360, 480),
+    crop_hw=(360, 480),
+)
+SCENES = {"camvid": CAMVID}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher, the widths of its rivals, and the budgets of its students.
+
+    Args:
+        width: of the teacher.
+        nets: widths of the networks for every frame.
+        budgets: of a delta step, as shares of the cost table's reference student, whose every unit is the first
+            candidate.
+        intervals: of the front.
+    """
+
+    width: int = 32
+    nets: tuple[int, ...] = (8, 12, 16, 20, 24)
+    budgets: tuple[float, ...] = (0.55, 0.75, 0.95)
+    intervals: tuple[int, ...] = (5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long something learns."""
+
+    steps: int
+    batch: int
+    lr: float
+    weight_decay: float = 0.02
+    warmup: float = 0.03
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The whole of it.
+
+    Args:
+        units: what the student of each part of the teacher may be.
+        max_gap: largest distance from the keyframe that students learn from.
+        precisions: each is searched with its own cost table.
+        rounds, check: of the cost tables.
+        runs: folder of everything that is made; ``results``: of RESULTS.md and results.json.
+    """
+
+    scene: str = "camvid"
+    teacher: Teacher = Teacher()
+    teacher_course: Course = Course(steps=5000, batch=6, lr=1.5e-3)
+    net_course: Course = Course(steps=5000, batch=6, lr=1.5e-3, seed=3)
+    pair_course: Course = Course(steps=2200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    units: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "*.body": ("rank/4", "rank/8", "half+rank/4", "kept"),
+            "pool": ("rank/4", "kept"),
+        }
+    )
+    rank_multiple: int = 16
+    max_gap: int = 19
+    until: float = 0.3
+    precisions: tuple[str, ...] = ("float32", "int8")
+    rounds: int = 200
+    check: int = 10
+    repeats: int = 5
+    runs: Path = Path("runs/front")
+    results: Path = Path(__file__).parent
+
+    @property
+    def folder(self) -> Path:
+        """Of this scene and teacher."""
+        return self.runs / f"{self.scene}-{self.teacher.width}"
+
+
+FULL = Benchmark()
+_FEW = Course(steps=4, batch=2, lr=1e-3)
+# Minutes become seconds and figures mean nothing: whether the whole way can be gone.
+TRIAL = replace(
+    FULL, teacher=Teacher(width=8, nets=(2, 4), budgets=(0.6, 0.9), intervals=(2, 4)), teacher_course=_FEW,
+    net_course=_FEW, pair_course=_FEW, rank_multiple=1, rounds=10, check=2, repeats=2,
+    runs=Path("runs/front_trial"), results=Path("runs/front_trial"),
+)  # fmt: skip
