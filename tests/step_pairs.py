@@ -33,7 +33,13 @@ SKIPS: dict[str, dict[str, Any]] = {
     "skip_gumbel": {"gate": "gumbel"},
 }
 CLIPS = (*clip_nets.FAMILIES, "sliding")
-PAIRS = (*CLIPS, *SKIPS, "cross")
+# Whole-network pairs by name: what is not as in the plainest recipe, and the module whose maps show motion.
+CROSSES: dict[str, dict[str, Any]] = {
+    "cross": {},
+    "cross_motion": {"motion": {"stride": 8, "radius": 1, "feature_at": "middle"}},
+    "cross_whole": {"scale": 1.0, "confidence": "none", "motion": {"stride": 8}},
+}
+PAIRS = (*CLIPS, *SKIPS, *CROSSES)
 # Those that hold every operator that any of them has.
 BUILT = tuple(name for name in PAIRS if name not in ("tally", "skip_residual"))
 
@@ -49,8 +55,8 @@ def bundle(folder: Path, name: str, **settings: Any) -> Bundle:
     """The named pair, exported."""
     if name in SKIPS:
         path = _skip(folder, SKIPS[name])
-    elif name == "cross":
-        path = _cross(folder)
+    elif name in CROSSES:
+        path = _cross(folder, CROSSES[name])
     else:
         path = clip_nets.checkpoint(folder, "hrnn" if name == "sliding" else name)
     recipe = ExportRecipe(
@@ -71,16 +77,16 @@ def _skip(folder: Path, skip: dict[str, Any]) -> Path:
     return folder / "student.pt"
 
 
-def _cross(folder: Path) -> Path:
+def _cross(folder: Path, changes: dict[str, Any]) -> Path:
     weights = folder / "teacher.pt"
     save_checkpoint(weights, teacher().state_dict())
     data = {
         **_MASKS, "kind": "cross", "out": folder, "data": {"video": ["none"]}, "loop": {"steps": 1},
-        "teacher": {**_TEACHER, "checkpoint": weights},
+        "teacher": {**_TEACHER, "checkpoint": weights}, "student": {**_TEACHER, "checkpoint": weights}, **changes,
     }  # fmt: skip
     recipe = parse_settings(data, CrossRecipe, "test")
-    pair = make_cross(recipe)
-    meta = {"kind": "cross", "recipe": recipe.model_dump(mode="json")}
+    pair = make_cross(recipe, FRAME_HW)
+    meta = {"kind": "cross", "recipe": recipe.model_dump(mode="json"), "example_hw": list(FRAME_HW)}
     save_checkpoint(folder / "student.pt", {"state_dict": pair.state_dict(), "meta": meta})
     return folder / "student.pt"
 

@@ -1,20 +1,22 @@
-"""Cross-resolution pairs: a student of smaller frames under keyframes of the teacher at full resolution.
+"""Pairs of whole networks: a smaller student under keyframes of the teacher at full resolution.
 
 The student sees every frame at a share of its size (arXiv 2209.12797 resizes inside the network too, bilinearly and
-without smoothing first), so its cost falls with the square of that share. The keyframe step keeps what the student
-missed of the teacher's answer, and later answers are corrected by it, see :mod:`edge_sdk.distill.correction`:
+without smoothing first), so its cost falls with the square of that share; or it is a narrower network. The keyframe
+step keeps what the student missed of the teacher's answer, and later answers are corrected by it, see
+:mod:`edge_sdk.distill.correction`:
 
     z_t = up(s(down(x_t))) + m * r,    r = z_0 - up(s(down(x_0)))
 
 The confidence m is a sigmoid of how far the student's class shares moved since the keyframe, and of what a small
-convolution makes of both of them, class by class.
+convolution makes of both of them, class by class. With motion, r and the keyframe's shares are first fetched from
+where their places were, see :mod:`edge_sdk.distill.motion`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_sdk.distill.correction import OFFSET, SLOPE, kept, shift_of_shares
-from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, Join
+from edge_sdk.distill.correction import Confidence, kept, shares_of
+from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, Join, MotionSettings
 from edge_sdk.distill.distil import DistillReport, stream_miou
 from edge_sdk.distill.frames import FrameSet, FrameToInput, shrunk
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
+from edge_sdk.distill.motion import Motion, carried, fetched, rows_at, size_of_table, table_of
 from edge_sdk.distill.pairs import PairSampler
 from edge_sdk.distill.recipes import ModuleSettings
-from edge_sdk.distill.steps import State, StepPair
+from edge_sdk.distill.steps import TRUST, State, StepPair
+from edge_sdk.distill.taps import check_features, drawn_to, feature_loss, map_shape, noted, size_of
 from edge_sdk.distill.train import check_logits, frame_miou
 from edge_sdk.errors import CheckpointError, RecipeError
 from edge_sdk.progress import Progress
@@ -48,7 +52,7 @@ class SmallInput(nn.Module):
 
     Args:
         network: gives class logits.
-        scale: share of each side that it sees; the sides are rounded up to multiples of ``multiple``.
+        scale: share of each side that it sees; below 1 the sides are rounded up to multiples of ``multiple``.
     """
 
     def __init__(self, network: nn.Module, scale: float, multiple: int) -> None:
@@ -57,6 +61,8 @@ class SmallInput(nn.Module):
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width that the network sees of an input of ``size_hw``."""
+        if self.scale == 1:
+            return size_hw
         height, width = (
             # A little less before rounding up: 0.7 * 80 is a trifle more than 56.
             max(1, -int(-(side * self.scale - 1e-6) // self.multiple)) * self.multiple
@@ -70,34 +76,19 @@ class SmallInput(nn.Module):
         return self.network(shrunk(x, self.size_of((height, width))))
 
 
-class Confidence(nn.Module):
-    """m: how far a keyframe's residual still holds, class by class and place by place.
+@dataclass(frozen=True)
+class Answer:
+    """The student's part of a step.
 
-    It begins as the sigmoid of a line in the shares' shift alone, and learns to see more.
-
-    Args:
-        classes: number of classes.
-        width: channels of the small convolution; 0 leaves the line alone, one confidence for all classes.
+    Attributes:
+        logits: its class logits (N, C, H, W).
+        seen: what motion is seen by, (N, D, h, w); None where nobody looks.
+        features_hw: height and width of the maps that this was made of.
     """
 
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.offset, self.slope = (nn.Parameter(torch.tensor([value])) for value in (OFFSET, SLOPE))
-        self.more: nn.Sequential | None = None
-        if width:
-            last = nn.Conv2d(width, classes, 3, padding=1)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # it has a bias
-            first = nn.Conv2d(2 * classes + 1, width, 3, padding=1)
-            self.more = nn.Sequential(first, nn.ReLU(inplace=True), last)
-
-    def forward(self, shares: Tensor, before: Tensor) -> Tensor:
-        """Of class shares (N, C, h, w) now and at the keyframe: (N, C or 1, h, w), 0 to 1."""
-        shift = shift_of_shares(shares, before)
-        line = self.offset - self.slope * shift
-        if self.more is None:
-            return torch.sigmoid(line)
-        return torch.sigmoid(line + self.more(torch.cat([shares, before, shift], 1)))
+    logits: Tensor
+    seen: Tensor | None = None
+    features_hw: tuple[int, int] = (1, 1)
 
 
 class CrossPair(StepPair):
@@ -109,18 +100,21 @@ class CrossPair(StepPair):
         teacher: gives class logits of the whole input.
         student: gives class logits of the drawn-down input, of the same classes.
         join: see :class:`CrossRecipe`; ``replace`` has no state.
-        confidence: weighs the correction; None with ``replace``.
+        confidence: weighs the correction; None corrects in full.
+        motion: where the correction is fetched; None from the same place.
+        motion_at: the student's module whose maps show motion; empty for its class logits.
     """
 
     method = "cross_resolution"
     has_delta = True
 
     def __init__(
-        self, teacher: nn.Module, student: SmallInput, join: Join, confidence: Confidence | None
-    ) -> None:
+        self, teacher: nn.Module, student: SmallInput, join: Join, confidence: Confidence | None = None,
+        motion: Motion | None = None, motion_at: str = "",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.teacher, self.student = teacher.requires_grad_(False).eval(), student
-        self.join, self.confidence = join, confidence
+        self.join, self.confidence, self.motion, self.motion_at = join, confidence, motion, motion_at
 
     def train(self, mode: bool = True) -> CrossPair:
         """Training mode of the student."""
@@ -129,31 +123,73 @@ class CrossPair(StepPair):
         return self
 
     def keyframe(self, x: Tensor) -> tuple[Tensor, State]:
-        """The teacher's logits (N, C, H, W), and with join ``correct`` the state of :meth:`delta`, of that size too."""
+        """The teacher's logits (N, C, H, W), and with join ``correct`` the state of :meth:`delta`.
+
+        ``residual``, and where there is a confidence the class shares ``student``, are maps of that size, or with
+        motion tables of them; ``seen`` is what motion is found by.
+        """
         target = self.teacher(x)
         if self.join == "replace":
             return target, {}
-        return target, kept(target, _sized(self.student(x), target))
+        own = self.answer(x)
+        state = kept(target, drawn_to(own.logits, size_of(target)))
+        if self.confidence is None:
+            del state["student"]
+        if self.motion is not None and own.seen is not None:
+            state = {name: table_of(maps) for name, maps in state.items()}
+            state["seen"] = self.motion.kept(own.seen)
+        return target, state
 
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The student's logits, corrected by ``state`` where there is one; nothing is rewritten."""
-        own = self.student(x)
+        """The student's logits, corrected by ``state`` where there is one; nothing is rewritten.
+
+        Where there is a confidence, its mean is told as :data:`~edge_sdk.distill.steps.TRUST`.
+        """
+        own = self.answer(x)
         if self.join == "replace":
-            return own, {}
-        return self.corrected(_sized(own, state["residual"]), state), {}
+            return own.logits, {}
+        if self.motion is None:
+            maps, size_hw = state, size_of(state["residual"])
+        else:
+            size_hw = size_of_table(state["residual"])
+            rows = rows_at(self.where(own, state["seen"], size_hw))
+            maps = {name: fetched(table, rows) for name, table in state.items() if name != "seen"}
+        answer, confidence = self.corrected(drawn_to(own.logits, size_hw), maps)
+        return answer, {} if confidence is None else {TRUST: confidence.mean()}
 
-    def corrected(self, own: Tensor, state: State) -> Tensor:
-        """The student's logits (N, C, H, W), of the state's size, with the keyframe's correction."""
+    def answer(self, x: Tensor) -> Answer:
+        """The student's own, and what it sees motion by."""
+        name = self.motion_at or None
+        with noted(self.student.network, name, "motion.feature_at") as found:
+            logits = self.student(x)
+        if self.motion is None:
+            return Answer(logits)
+        features = found[0] if found else logits
+        return Answer(logits, self.motion.seen(features).float(), size_of(features))
+
+    def where(self, own: Answer, before: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """How far away the keyframe saw what is seen now, (N, 2, H, W) in cells of maps of ``size_hw``.
+
+        Args:
+            own: of now.
+            before: ``seen`` of the keyframe's state.
+            size_hw: height and width.
+        """
+        if self.motion is None or own.seen is None:
+            raise TypeError("the pair does not look for motion")
+        return self.motion.where(own.seen, before, self.motion.cell(own.features_hw, size_hw), size_hw)
+
+    def corrected(self, own: Tensor, maps: State) -> tuple[Tensor, Tensor | None]:
+        """The student's logits (N, C, H, W) with the keyframe's correction, and the confidence in it.
+
+        Args:
+            own: the logits, of the maps' size.
+            maps: what the keyframe kept, each place where it is now.
+        """
         if self.confidence is None:
-            return own
-        return own + self.confidence(own.softmax(1), state["student"]) * state["residual"]
-
-
-def _sized(logits: Tensor, like: Tensor) -> Tensor:
-    """Logits drawn up, or down, to the height and width of ``like``."""
-    if logits.shape[-2:] == like.shape[-2:]:
-        return logits
-    return F.interpolate(logits, size=like.shape[-2:], mode="bilinear", align_corners=False)
+            return own + maps["residual"], None
+        confidence = self.confidence(shares_of(own), maps["student"])
+        return own + confidence * maps["residual"], confidence
 
 
 class CrossObjective(Objective):
@@ -174,102 +210,96 @@ class CrossObjective(Objective):
 
         Where nothing is kept of the earlier frame, they see the later one alone.
         """
-        correct = self.pair.join == "correct"
+        pair, weights = self.pair, self.settings
+        correct = pair.join == "correct"
         frames = torch.cat([batch["first"], batch["frame"]]) if correct else batch["frame"]
         x = self.to_input(frames).contiguous(memory_format=torch.channels_last)
-        at = self.settings.feature_at if self.settings.features else None
-        with torch.no_grad(), _noted(self.pair.teacher, at) as taught:
-            target = self.pair.teacher(x)
-        with _noted(self.pair.student.network, at) as learnt:
-            own = _sized(self.pair.student(x), target).float()
-        labels = batch["mask"].long()
+        at = weights.feature_at if weights.features else None
+        with torch.no_grad(), noted(pair.teacher, at) as taught:
+            target = pair.teacher(x).float()
+        with noted(pair.student.network, at) as learnt:
+            answer = pair.answer(x)
+        own, labels = drawn_to(answer.logits, size_of(target)).float(), batch["mask"].long()
         count = len(labels)
-        now, later = own[-count:], target[-count:].float()
-        answer = self.pair.corrected(now, kept(target[:count].float(), own[:count])) if correct else now
-        task = self.task_loss(answer, labels, later)
-        alone = feature = task.new_zeros(())
-        if correct and self.settings.alone:
-            alone = self.task_loss(now, labels, later)
+        now, later = own[-count:], target[-count:]
+        alone = feature = motion = target.new_zeros(())
+        corrected = now
+        if correct:
+            maps = kept(target[:count], own[:count])
+            if pair.motion is not None:
+                maps, motion = self._carried(maps, answer, target)
+            corrected, _ = pair.corrected(now, maps)
+            if weights.alone:
+                alone = self.task_loss(now, labels, later)
+        task = self.task_loss(corrected, labels, later)
         if at is not None:
             feature = feature_loss(learnt[0].float(), taught[0].float())
-        total = task + self.settings.alone * alone + self.settings.features * feature
-        return total, {"task": task.detach(), "alone": alone.detach(), "feature": feature.detach()}
+        parts = {"task": task, "alone": alone, "feature": feature}
+        total = task + weights.alone * alone + weights.features * feature
+        if pair.motion is not None:
+            parts["motion"] = motion
+            total = total + weights.motion * motion
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def _carried(self, maps: State, answer: Answer, target: Tensor) -> tuple[State, Tensor]:
+        """What is kept of the earlier frames where it is in the later ones, and how far the teacher's answer to the
+        earlier ones, carried so, is from that to the later ones."""
+        pair = self.pair
+        if pair.motion is None or answer.seen is None:
+            raise TypeError("the pair does not look for motion")
+        first, seen = answer.seen.chunk(2)
+        size_hw = size_of(target)
+        where = pair.where(replace(answer, seen=seen), pair.motion.kept(first), size_hw)
+        earlier, later = target.chunk(2)
+        shown = carried(earlier, where).log_softmax(1)
+        divergence = F.kl_div(shown, later.log_softmax(1), log_target=True, reduction="none")
+        return {name: carried(value, where) for name, value in maps.items()}, divergence.sum(1).mean()
 
 
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of feature maps, the student's drawn up to the teacher's size (arXiv 2209.12797)."""
-    return F.mse_loss(_sized(student, teacher), teacher)
-
-
-@contextmanager
-def _noted(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
-    """What the module of that name gives while this is open."""
-    found: list[Tensor] = []
-    if name is None:
-        yield found
-        return
-
-    def note(_module: nn.Module, _given: Any, out: Any) -> None:
-        found.append(out.clone())  # layers that follow may work in place
-
-    handle = _module_at(network, name).register_forward_hook(note)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def _module_at(network: nn.Module, name: str) -> nn.Module:
-    try:
-        return network.get_submodule(name)
-    except AttributeError as error:
-        names = [name for name, _ in network.named_modules() if name]
-        raise RecipeError(
-            f"'loss.feature_at': {type(network).__name__} has no module '{name}'.",
-            hint=f"Name one such as {', '.join(names[-3:])}.",
-        ) from error
-
-
-def check_features(pair: CrossPair, name: str, size_hw: tuple[int, int]) -> None:
-    """Refuse a module whose features cannot be compared.
-
-    Raises:
-        RecipeError: a network has no such module, or it gives no maps, or maps of unlike channels.
-    """
-    shapes = []
-    for network in (pair.teacher, pair.student.network):
-        with torch.no_grad(), _noted(network, name) as found:
-            network(torch.zeros(1, 3, *size_hw))
-        shapes.append(tuple(found[0].shape) if found else ())
-    if any(len(shape) != 4 for shape in shapes) or shapes[0][1] != shapes[1][1]:
-        raise RecipeError(
-            f"'loss.feature_at': expected maps (N, C, h, w) of as many channels in both networks at '{name}', got "
-            f"{shapes[0]} in the teacher and {shapes[1]} in the student.",
-            hint="Name a module where both are equally wide, or set loss.features to 0.",
-        )
-
-
-def make_cross(recipe: CrossRecipe) -> CrossPair:
+def make_cross(recipe: CrossRecipe, example_hw: tuple[int, int]) -> CrossPair:
     """The pair before it is trained, in evaluation mode: both networks with the weights of their checkpoints.
 
+    Args:
+        recipe: what it is made of.
+        example_hw: height and width of a network input; the student's maps there say how motion is looked for.
+
     Raises:
-        RecipeError: a factory does not work, or a network has no checkpoint.
+        RecipeError: a factory does not work, a network has no checkpoint, or ``motion`` cannot be seen.
         CheckpointError: weights do not fit.
     """
-    return _assembled(recipe, load_module)
+    return _assembled(recipe, load_module, example_hw)
 
 
-def _assembled(recipe: CrossRecipe, make: Callable[[ModuleSettings], nn.Module]) -> CrossPair:
+def _assembled(
+    recipe: CrossRecipe, make: Callable[[ModuleSettings], nn.Module], example_hw: tuple[int, int]
+) -> CrossPair:
     # Factories draw initial weights: from a seed of ours, and from nobody else's draws.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
         teacher = make(recipe.teacher)
         student = copy.deepcopy(teacher) if recipe.student is None else make(recipe.student)
-        small = SmallInput(student, recipe.scale, recipe.multiple)
-        confidence = None
-        if recipe.join == "correct":
-            confidence = Confidence(len(recipe.task.classes), recipe.confidence)
-    return CrossPair(teacher, small, recipe.join, confidence).eval()
+        small = SmallInput(student.eval(), recipe.scale, recipe.multiple)
+        classes, confidence, motion = len(recipe.task.classes), None, None
+        if recipe.join == "correct" and recipe.confidence != "none":
+            confidence = Confidence(classes, recipe.confidence)
+        if recipe.motion is not None:
+            motion = _motion(recipe.motion, small, example_hw)
+    at = recipe.motion.feature_at if recipe.motion is not None else ""
+    return CrossPair(teacher, small, recipe.join, confidence, motion, at).eval()
+
+
+def _motion(settings: MotionSettings, student: SmallInput, example_hw: tuple[int, int]) -> Motion:
+    """What looks for motion in the student's maps, which say how many of their cells a block is."""
+    shape = map_shape(student.network, settings.feature_at, "motion.feature_at", student.size_of(example_hw))
+    given = example_hw[0] / shape[2] if len(shape) == 4 else 0.0
+    pool = round(settings.stride / given) if given else 0
+    if pool < 1 or min(shape[2:]) < pool:
+        raise RecipeError(
+            f"'motion.feature_at': expected maps (N, C, h, w) of at least 1/{settings.stride} of the input's "
+            f"{example_hw[0]} x {example_hw[1]}, got {shape} of '{settings.feature_at}'.",
+            hint="Name an earlier module of the student, or raise motion.stride.",
+        )
+    return Motion(shape[1], pool, settings.radius, settings.channels)
 
 
 def distill_cross(
@@ -285,13 +315,13 @@ def distill_cross(
     commit = commit_of_sources()
     sampler = PairSampler(recipe.data, recipe.augment, task, recipe.loop.batch, labelled=labelled)
     held_out = FrameSet.read(recipe.validation, labelled=True, task=task) if recipe.validation else None
-    pair = make_cross(recipe)
     crop_hw = recipe.preprocess.size_hw or recipe.augment.crop_hw or sampler.frames.size_hw
+    pair = make_cross(recipe, crop_hw)
     check_logits(pair.teacher, crop_hw, len(task.classes), recipe.teacher.factory)
     named = recipe.student or recipe.teacher
     check_logits(pair.student, crop_hw, len(task.classes), named.factory)
     if recipe.loss.features:
-        check_features(pair, recipe.loss.feature_at, crop_hw)
+        check_features(pair.teacher, pair.student.network, recipe.loss.feature_at, crop_hw)
     # Convolutions train a fifth faster so on CPUs.
     pair = pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     to_input = FrameToInput(recipe.preprocess)
@@ -305,7 +335,10 @@ def distill_cross(
         resume=resume,
     )  # fmt: skip
     path = recipe.out / "student.pt"
-    meta = {"kind": KIND, "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit}
+    meta = {
+        "kind": KIND, "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
+        "example_hw": list(crop_hw),
+    }  # fmt: skip
     if is_writer():
         weights = {name: value.contiguous() for name, value in pair.state_dict().items()}
         save_checkpoint(path, {"state_dict": weights, "meta": meta})
@@ -339,6 +372,8 @@ def load_cross(path: str | Path) -> tuple[CrossPair, CrossRecipe, dict[str, Any]
             f"checkpoint {path}: expected the weights of a pair under 'state_dict', found none.",
             hint="Distil again, or copy the file again.",
         )
-    pair = _assembled(recipe, make_module)
+    # Files from before there was motion do not say it, and do without.
+    height, width = meta.get("example_hw", (1, 1))
+    pair = _assembled(recipe, make_module, (height, width))
     fill_module(pair, weights, path)
     return pair, recipe, meta

@@ -1,4 +1,7 @@
-"""Settings of ``edge-sdk distill`` with ``kind: cross``: a student of smaller frames under the teacher's keyframes."""
+"""Settings of ``edge-sdk distill`` with ``kind: cross``: a smaller network under the teacher's keyframes.
+
+It is smaller because it sees smaller frames, because it is narrower, or both.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class CrossLoss(Settings):
-    """Weights of the losses: total = task + alone * alone + features * features.
+    """Weights of the losses: total = task + alone * alone + features * features + motion * motion.
 
     Args:
         task: of the pair's answer to the later frame of each pair.
@@ -34,12 +37,15 @@ class CrossLoss(Settings):
         features: weight of the mean squared difference of the features at ``feature_at``, the student's drawn up to
             the teacher's size, over both frames of a pair (arXiv 2209.12797, where it is 100 on the last stage's maps).
         feature_at: name of a module of both networks, which must be equally wide there.
+        motion: weight of the divergence of the teacher's answer to the later frame from its answer to the earlier one,
+            carried by the motion that was seen; it needs no labels. Nothing where motion is not looked for.
     """
 
     task: TaskLoss = TaskLoss(source="both")
     alone: Weight = 0.5
     features: Weight = 0.0
     feature_at: str = ""
+    motion: Weight = 1.0
 
     @model_validator(mode="after")
     def _place_named(self) -> CrossLoss:
@@ -48,19 +54,39 @@ class CrossLoss(Settings):
         return self
 
 
+class MotionSettings(Settings):
+    """Coarse block motion in the delta step, by which what the keyframe kept is fetched from where it was.
+
+    Args:
+        radius: largest motion along each axis, in blocks.
+        stride: side of a block, in pixels of the network's input at full size.
+        channels: of what is kept of each block, once for each of the (2 radius + 1)^2 shifts.
+        feature_at: name of a module of the student whose maps show the motion, such as its last at 1/8 of the frame
+            that still keeps details; empty takes its class logits, which show less of it.
+    """
+
+    radius: Annotated[int, Field(ge=1, le=8)] = 2
+    stride: Positive = 16
+    channels: Positive = 8
+    feature_at: str = ""
+
+
 class CrossRecipe(Settings):
-    """``edge-sdk distill`` with ``kind: cross``: a student of smaller frames under the teacher's keyframes.
+    """``edge-sdk distill`` with ``kind: cross``: a smaller network under the teacher's keyframes.
 
     Args:
         out: folder for checkpoints and the result, ``student.pt``.
         teacher: the trained network; it answers keyframes at full resolution and stays as it is.
         student: another trained network to begin from; None begins with a copy of the teacher.
-        scale: share of each side that the student sees. The frame is drawn down inside the graph.
+        scale: share of each side that the student sees. The frame is drawn down inside the graph; 1 is for a student
+            that is smaller in itself.
         multiple: the student's sides are rounded up to multiples of this; those of the networks' stride keep the
             places of both networks' answers in line.
         join: ``correct``: the keyframe's residual corrects the student; ``replace``: the student answers alone, without
             state.
-        confidence: channels of the convolution that learns where the correction holds; 0 learns two numbers only.
+        confidence: channels of the convolution that learns where the correction holds; 0 learns two numbers only, and
+            ``none`` always corrects in full.
+        motion: fetch the correction from where its place was at the keyframe; None takes it from the same place.
         data: pairs of frames.
         validation: labelled sources of consecutive frames; measured at every interval in ``intervals``.
     """
@@ -70,10 +96,11 @@ class CrossRecipe(Settings):
     teacher: ModuleSettings
     task: TaskSpec
     student: ModuleSettings | None = None
-    scale: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.5
     multiple: Positive = 8
     join: Join = "correct"
-    confidence: Annotated[int, Field(ge=0)] = 16
+    confidence: Annotated[int, Field(ge=0)] | Literal["none"] = 16
+    motion: MotionSettings | None = None
     data: PairData
     validation: tuple[str, ...] = ()
     intervals: tuple[Positive, ...] = (5, 10)
@@ -82,3 +109,11 @@ class CrossRecipe(Settings):
     loss: CrossLoss = CrossLoss()
     optimiser: Optimiser = Optimiser()
     loop: LoopSettings
+
+    @model_validator(mode="after")
+    def _smaller(self) -> CrossRecipe:
+        if self.scale == 1 and self.student is None:
+            raise ValueError("'scale' 1 needs 'student', a trained network smaller than the teacher")
+        if self.join == "replace" and self.motion is not None:
+            raise ValueError("'motion' needs join 'correct': without state there is nothing to fetch")
+        return self

@@ -16,14 +16,12 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from edge_sdk.distill.correction import confidence, kept, shift_of_shares  # noqa: E402
+from edge_sdk.distill.correction import Confidence, confidence, kept, shift_of_shares  # noqa: E402
 from edge_sdk.distill.cross import (  # noqa: E402
-    Confidence,
     CrossObjective,
     CrossPair,
     SmallInput,
     distill_cross,
-    feature_loss,
     load_cross,
     make_cross,
 )
@@ -32,44 +30,13 @@ from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
 from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
 from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402
 from edge_sdk.distill.recipes import ModuleSettings, Preprocess  # noqa: E402
+from edge_sdk.distill.steps import TRUST  # noqa: E402
+from edge_sdk.distill.taps import feature_loss  # noqa: E402
 from edge_sdk.distill.train import frame_miou  # noqa: E402
 from edge_sdk.errors import CheckpointError, RecipeError, ShapeError  # noqa: E402
 from edge_sdk.settings import parse_settings  # noqa: E402
-from edge_sdk.tasks.base import TaskSpec  # noqa: E402
-from edge_sdk.video.synthetic import SYNTHETIC_CLASSES  # noqa: E402
 from tests import nets  # noqa: E402
-
-CLIP = "synthetic:shapes?height=32&width=48&frames=6"
-CLASSES = len(SYNTHETIC_CLASSES)
-TASK = TaskSpec(classes=SYNTHETIC_CLASSES)
-
-
-def module(folder: Path, name: str, seed: int, **arguments: Any) -> dict[str, Any]:
-    made = {"factory": "tests.nets:tiny", "arguments": {"classes": CLASSES, **arguments}}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = nets.randomise(nets.tiny(**made["arguments"]), seed)  # type: ignore[arg-type]
-    path = folder / f"{name}.pt"
-    save_checkpoint(path, network.state_dict())
-    return {**made, "checkpoint": path}
-
-
-def recipe(folder: Path, **changes: Any) -> CrossRecipe:
-    data: dict[str, Any] = {
-        "kind": "cross",
-        "out": folder / "out",
-        "teacher": module(folder, "teacher", 1),
-        "task": TASK.model_dump(),
-        "multiple": 4,
-        "confidence": 4,
-        "data": {"video": [CLIP], "max_gap": 3},
-        "loss": {"features": 1.0, "feature_at": "7"},
-        "optimiser": {"lr": 0.05, "clip_norm": 5.0},
-        "loop": {"steps": 4, "batch": 2, "workers": 0, "checkpoint_every": 2, "accelerator": "cpu"},
-    }
-    for key, value in changes.items():
-        data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
-    return parse_settings(data, CrossRecipe, "test")
+from tests.cross_recipes import CLASSES, CLIP, SIZE_HW, TASK, module, recipe  # noqa: E402
 
 
 def frame(seed: int = 0, size_hw: tuple[int, int] = (24, 40), count: int = 1) -> Tensor:
@@ -85,11 +52,15 @@ def close(a: Tensor, b: Tensor) -> bool:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"kind": "delta"}, "kind"),
     ({"scale": 0.0}, "scale"),
-    ({"scale": 1.0}, "scale"),
-    ({"scale": -0.5}, "scale"),
+    ({"scale": 1.0}, "'scale' 1 needs 'student'"),
+    ({"scale": 1.1}, "scale"),
     ({"multiple": 0}, "multiple"),
     ({"confidence": -1}, "confidence"),
+    ({"confidence": "all"}, "confidence"),
     ({"join": "add"}, "join"),
+    ({"join": "replace", "motion": {}}, "'motion' needs join 'correct'"),
+    ({"motion": {"radius": 0}}, "radius"),
+    ({"loss": {"motion": -1.0}}, "motion"),
     ({"loss": {"features": 1.0, "feature_at": ""}}, "'features' needs 'feature_at'"),
     ({"loss": {"alone": -1.0}}, "alone"),
     ({"data": {"video": [], "stills": []}}, "expected sources"),
@@ -194,7 +165,7 @@ def test_full_confidence_at_the_keyframe_is_the_teacher_and_none_is_the_student(
         assert pair.confidence is not None
         pair.confidence.offset.fill_(50.0)
         again, rewritten = pair.delta(x, state)
-        assert rewritten == {}
+        assert set(rewritten) == {TRUST}
         assert close(again, target)
         pair.confidence.offset.fill_(-50.0)
         by_itself, _ = pair.delta(x, state)
@@ -208,13 +179,13 @@ def test_the_correction_fades_where_the_answer_changed_and_stays_elsewhere() -> 
     state = kept(before + torch.tensor([2.0, -1.0]).reshape(1, 2, 1, 1), before)
     now = before.clone()
     now[..., 1] *= -1  # the second place now shows the other class
-    added = (pair.corrected(now, state) - now).detach()
+    added = (pair.corrected(now, state)[0] - now).detach()
     assert added[0, :, 0, 0].tolist() == pytest.approx([1.964, -0.982], abs=1e-3)
     assert added[0, :, 0, 1].tolist() == pytest.approx([0.036, -0.018], abs=1e-3)
 
 
 def test_join_replace_has_no_state_and_answers_alone(tmp_path: Path) -> None:
-    pair = make_cross(recipe(tmp_path, join="replace"))
+    pair = make_cross(recipe(tmp_path, join="replace"), SIZE_HW)
     assert pair.confidence is None
     with torch.no_grad():
         _, state = pair.keyframe(frame())
@@ -237,7 +208,7 @@ def test_feature_loss_is_the_mean_over_all_elements() -> None:
 
 def objective_of(given: CrossRecipe) -> CrossObjective:
     task_loss = SegmentationLoss(given.loss.task, TASK.ignore_label)
-    return CrossObjective(make_cross(given), FrameToInput(Preprocess()), given.loss, task_loss)
+    return CrossObjective(make_cross(given, SIZE_HW), FrameToInput(Preprocess()), given.loss, task_loss)
 
 
 def batch() -> dict[str, Tensor]:
@@ -346,14 +317,14 @@ def test_a_stopped_distillation_goes_on_bit_for_bit_and_loads(tmp_path: Path) ->
 def test_networks_without_weights_are_refused(tmp_path: Path) -> None:
     bare = {"factory": "tests.nets:tiny", "arguments": {"classes": CLASSES}}
     with pytest.raises(RecipeError, match="expected a file with trained weights"):
-        make_cross(recipe(tmp_path, student=bare))
+        make_cross(recipe(tmp_path, student=bare), SIZE_HW)
     with pytest.raises(RecipeError, match="expected a file with trained weights"):
-        make_cross(recipe(tmp_path, teacher={"checkpoint": None}))
+        make_cross(recipe(tmp_path, teacher={"checkpoint": None}), SIZE_HW)
 
 
 def test_a_student_of_its_own_begins_with_its_own_weights(tmp_path: Path) -> None:
     own = module(tmp_path, "own", 5, width=6)
-    pair = make_cross(recipe(tmp_path, student=own))
+    pair = make_cross(recipe(tmp_path, student=own), SIZE_HW)
     loaded = load_module(ModuleSettings.model_validate(own)).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in pair.student.network.state_dict().items())
 
@@ -394,6 +365,6 @@ def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused(spoil: Any, message: str, tmp_path: Path) -> None:
     given, path = recipe(tmp_path), tmp_path / "student.pt"
     meta = {"kind": "cross", "recipe": given.model_dump(mode="json"), "figures": {}}
-    save_checkpoint(path, spoil({"state_dict": make_cross(given).state_dict(), "meta": meta}))
+    save_checkpoint(path, spoil({"state_dict": make_cross(given, SIZE_HW).state_dict(), "meta": meta}))
     with pytest.raises(CheckpointError, match=message):
         load_cross(path)
