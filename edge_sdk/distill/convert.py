@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from edge_sdk.distill.candidates import candidate_macs, full_candidate, layer_rank, low_rank_candidate
 from edge_sdk.distill.delta import Candidate, DeltaBlock, DeltaConv2d, DeltaNet, Joined
 from edge_sdk.distill.kinds import Kind, macs_of, narrowed, student_of
 from edge_sdk.distill.parts import Part, narrowed_by, parts_of
@@ -132,17 +133,18 @@ def _convert_layers(
             reports.append(LayerReport(use.name, True, part.reason(names), macs, cheapest))
             continue
         reason = _left_alone(index, len(uses), use, settings)
-        names = _published(use, settings) if reason is None else ()
-        if not names:
+        published = _published(use, settings) if reason is None else {}
+        if not published:
             reports.append(LayerReport(use.name, False, reason or "no cheaper candidate", macs, macs))
             continue
-        low = str(Kind("rank", settings.gamma))
-        candidates = _candidates(use.name, use.conv, names, settings, {low: "g_low"}, found, [use])
+        found.macs[use.name] = {name: cost for name, (_, cost) in published.items()}
+        names = _narrowed(use.name, tuple(published), settings)
+        candidates = [published[name][0] for name in names]
         found.replaced[id(use.conv)] = DeltaConv2d(
             use.conv, use.name, tape, candidates, calls=len(use.inputs)
         )
-        held = " and ".join("low rank" if c.name == low else c.name for c in candidates)
-        cheapest = min(found.macs[use.name][c.name] for c in candidates)
+        held = " and ".join("full" if name == "full" else "low rank" for name in names)
+        cheapest = min(published[name][1] for name in names)
         reports.append(LayerReport(use.name, True, held, macs, cheapest))
     return reports
 
@@ -151,11 +153,7 @@ def _convert_part(
     part: Part, uses: list[ConvUse], settings: DeltaSettings, tape: Tape, found: _Found
 ) -> None:
     """Students of one unit that was named; ``uses`` are the convolutions in it."""
-    candidates = _candidates(part.name, part.module, part.candidates, settings, {}, found, uses)
-    if part.key == "blocks":
-        # A convolution among them keeps its bias too, as checkpoints have it.
-        student = narrowed(part.module, Kind.parse(part.candidates[0]), settings)
-        candidates = [Candidate(part.candidates[0], "g_block", student)]
+    candidates = _candidates(part, uses, settings, found)
     if part.linear and isinstance(part.module, nn.Conv2d):
         if not uses:
             raise ConversionError(
@@ -175,22 +173,20 @@ def _narrowed(name: str, candidates: tuple[str, ...], settings: DeltaSettings) -
 
 
 def _candidates(
-    name: str, module: nn.Module, names: tuple[str, ...], settings: DeltaSettings,
-    parts: Mapping[str, str], found: _Found, uses: Sequence[ConvUse],
-) -> list[Candidate]:  # fmt: skip
-    """The students of a unit, and note what each costs.
-
-    Args:
-        parts: submodule names that differ from the kind's own.
-        uses: the convolutions in the unit.
-    """
-    kinds = {each: Kind.parse(each) for each in names}
-    found.macs[name] = {
-        each: sum(_use_macs(use, kind, settings) for use in uses) for each, kind in kinds.items()
+    part: Part, uses: Sequence[ConvUse], settings: DeltaSettings, found: _Found
+) -> list[Candidate]:
+    """The students of a named unit, ``uses`` being the convolutions in it, and note what each costs."""
+    kinds = {name: Kind.parse(name) for name in part.candidates}
+    found.macs[part.name] = {
+        name: sum(_use_macs(use, kind, settings) for use in uses) for name, kind in kinds.items()
     }
+    if part.key == "blocks":
+        # A convolution among them keeps its bias too, as checkpoints have it.
+        ((name, kind),) = kinds.items()
+        return [Candidate(name, "g_block", narrowed(part.module, kind, settings))]
     return [
-        Candidate(each, parts.get(each, kinds[each].part), student_of(module, kinds[each], settings))
-        for each in _narrowed(name, names, settings)
+        Candidate(name, kinds[name].part, student_of(part.module, kinds[name], settings))
+        for name in _narrowed(part.name, part.candidates, settings)
     ]
 
 
@@ -229,11 +225,18 @@ def _left_alone(index: int, count: int, use: ConvUse, settings: DeltaSettings) -
     return reason
 
 
-def _published(use: ConvUse, settings: DeltaSettings) -> tuple[str, ...]:
-    """The candidates of a convolution that no pattern names as a unit; none where none is cheaper."""
-    low = Kind("rank", settings.gamma)
+def _published(use: ConvUse, settings: DeltaSettings) -> dict[str, tuple[Candidate, int]]:
+    """The candidates of a convolution that no pattern names as a unit, and what each costs; none if none is cheaper."""
+    conv, whole = use.conv, _use_macs(use, Kind(), settings)
+    full = Candidate("full", "g_full", full_candidate(conv)), whole
     if settings.candidates == "full" or fits(use, settings.full):
-        return ("full",)
-    if _use_macs(use, low, settings) >= _use_macs(use, Kind(), settings):
-        return ()
-    return ("full", str(low)) if settings.candidates == "both" else (str(low),)
+        return {"full": full}
+    rank = layer_rank(conv, settings.gamma, settings.rank_rule, settings.rank_multiple)
+    student = low_rank_candidate(conv, rank)
+    # On the very sizes: at odd ones a strided convolution may gain what it does not at even ones.
+    macs = sum(candidate_macs(student, hw) for hw in use.inputs)
+    if macs >= whole:
+        return {}
+    name = str(Kind("rank", settings.gamma))
+    low = Candidate(name, "g_low", student), macs
+    return {"full": full, name: low} if settings.candidates == "both" else {name: low}

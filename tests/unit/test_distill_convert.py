@@ -180,6 +180,22 @@ def test_settings_choose_layers() -> None:
     assert rows["middle.stages.0.b.0"] == "no cheaper candidate"
 
 
+def test_whether_a_candidate_is_cheaper_is_seen_on_the_very_sizes() -> None:
+    """A strided 1x1 convolution, as in a residual block's shortcut: as cheap at even sizes, cheaper at odd ones."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 32, 3, 1, 1), nn.Conv2d(32, 64, 1, 2), nn.Conv2d(64, 4, 1))
+    for size_hw, converted in (((32, 48), False), ((33, 48), False), ((32, 47), True)):
+        example = torch.zeros(1, 3, *size_hw)
+        settings = DeltaSettings(candidates="low_rank", include=("1",), rank_multiple=16)
+        if converted:
+            assert [*to_delta(teacher, example, settings).net.network.state_dict()][2:6] == [
+                "1.weight", "1.bias", "1.g_low.0.weight", "1.g_low.1.weight",
+            ]  # fmt: skip
+        else:
+            with pytest.raises(ConversionError, match="no cheaper candidate"):
+                to_delta(teacher, example, settings)
+
+
 @pytest.mark.parametrize("key", ["include", "exclude", "full"])
 def test_a_pattern_that_matches_nothing_names_the_layers(key: str) -> None:
     with pytest.raises(
