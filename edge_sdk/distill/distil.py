@@ -254,22 +254,35 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     )  # fmt: skip
     if quantization is not None:
         quantization.remove()
-    layers = _with_choices(conversion)
-    path = recipe.out / "student.pt"
-    meta: dict[str, Any] = {
-        "kind": "delta", "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
+    layers, path = _with_choices(conversion), recipe.out / "student.pt"
+    dumped = recipe.model_dump(mode="json")
+    meta = {
+        "kind": "delta",
+        "recipe": dumped,
+        "figures": figures,
+        "commit": commit,
         "example_hw": list(crop_hw),
-    }  # fmt: skip
+    }
     if search is not None:
-        search.hold()
-        meta["choice"] = net.choice
-        if is_writer():
-            write_choice(recipe.out, net.choice, search.table.predict(net.choice))
-        drop_unused(net.keep_choices(), example)
+        meta["choice"] = _finish(search, net, recipe, example)
     if is_writer():
         weights = {name: value.contiguous() for name, value in net.network.state_dict().items()}
         save_checkpoint(path, {"state_dict": weights, "meta": meta})
     return DistillReport(str(path), figures, layers)
+
+
+def _finish(search: BudgetSearch, net: DeltaNet, recipe: DistillRecipe, example: Tensor) -> dict[str, str]:
+    """Leave of the network what was chosen, and write that down.
+
+    Returns:
+        the choice.
+    """
+    search.hold()
+    choice = net.choice
+    if is_writer():
+        write_choice(recipe.out, choice, search.table.predict(choice))
+    drop_unused(net.keep_choices(), example)
+    return choice
 
 
 def _simulated(net: DeltaNet, recipe: DistillRecipe, example: Tensor) -> SimulatedInt8 | None:
