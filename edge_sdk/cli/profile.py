@@ -122,6 +122,10 @@ def lines(table: CostTable) -> list[str]:
 
     reference = table.reference.ms
     found = [f"reference student (*): {reference.median:.2f} ms (IQR {reference.iqr:.2f})"]
+    if table.clock == "processor":
+        found.append(
+            "times are those of the step's own thread on a processor, without what others took of it"
+        )
     if table.within is not None:
         count = round(table.within * len(table.checked))
         found.append(f"within {TOLERANCE:.0%}: {count} of {len(table.checked)} students")

@@ -17,6 +17,7 @@ from edge_sdk.build.tensorrt.settings import TensorRTSettings
 from edge_sdk.errors import MissingFileError
 from edge_sdk.manifest import BackendName, Precision
 from edge_sdk.profile.structure import Choice, Structure
+from edge_sdk.profile.table import Clock
 from edge_sdk.settings import Result, Settings
 
 INDEX = "profile.json"
@@ -45,6 +46,7 @@ class ProfileIndex(Result):
         threads: CPU threads of a step.
         frame_hw: height and width of the camera's frames.
         rounds: how often each engine is timed.
+        clock: what times are read from.
         tensorrt: how TensorRT builds.
         units: by unit and candidate, the tiny pairs of each call of the unit; none where it is kept.
         fixed: by layer outside all units, those of each of its calls.
@@ -62,6 +64,7 @@ class ProfileIndex(Result):
     threads: int | None
     frame_hw: tuple[int, int]
     rounds: int = Field(ge=1)
+    clock: Clock = "wall"
     tensorrt: TensorRTSettings = TensorRTSettings()
     units: dict[str, dict[str, tuple[TinyRef, ...]]]
     fixed: dict[str, tuple[TinyRef, ...]] = Field(default_factory=dict)

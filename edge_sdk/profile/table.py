@@ -14,6 +14,9 @@ from edge_sdk.manifest import BackendName, Precision
 from edge_sdk.profile.structure import KEPT, Choice, Structure
 from edge_sdk.settings import Result, Settings
 
+# What times are read from: the wall's clock, or what the step's own thread took of a processor.
+Clock = Literal["wall", "processor"]
+
 # A prediction that is off by less than this share of the measured time counts as right.
 TOLERANCE = 0.15
 MEASURE = "Measure it with: edge-sdk profile RECIPE"
@@ -59,6 +62,7 @@ class CostTable(Result):
         backend, precision: what the engines were built for.
         threads: CPU threads of a step; None for the backend's own choice.
         frame_hw: height and width of the camera's frames, in pixels.
+        clock: what every time here was read from.
         units: by unit and candidate, milliseconds a delta step.
         fixed: by layer outside all units, milliseconds that it costs where something reads it.
         spread_ms: by part, and for a unit by candidate, quartile distance of the cost over the rounds.
@@ -79,6 +83,7 @@ class CostTable(Result):
     precision: Precision
     threads: int | None
     frame_hw: tuple[int, int]
+    clock: Clock = "wall"
     units: dict[str, dict[str, float]]
     fixed: dict[str, float] = Field(default_factory=dict)
     spread_ms: dict[str, dict[str, float]] = Field(default_factory=dict)

@@ -103,7 +103,7 @@ def test_signatures_tell_apart_what_takes_another_time() -> None:
 
 def test_a_recipe_is_prepared_measured_and_checked(tmp_path: Path) -> None:
     recipe = tmp_path / "profile.yaml"
-    recipe.write_text(yaml.safe_dump(settings(tmp_path / "out", check=2)))
+    recipe.write_text(yaml.safe_dump(settings(tmp_path / "out", check=1)))
     result = invoke("profile", recipe, "--json")
     assert result.exit_code == 0, result.output
     table = CostTable.load(tmp_path / "out/table.json")
@@ -117,13 +117,14 @@ def test_a_recipe_is_prepared_measured_and_checked(tmp_path: Path) -> None:
     assert table.cost("pool", "kept") == 0 < table.cost("pool", "full") < table.reference.ms.median
     assert table.reference.choice == {"body": "rank/4", "pool": "full"}
     assert table.predict(table.reference.choice) == pytest.approx(table.reference.ms.median)
-    assert len(table.checked) == 2
-    # Another precision goes into another folder; an INT8 pair is prepared here and measured without torch and onnx.
-    _measured_elsewhere(tmp_path, recipe)
+    (student,) = table.checked
+    assert student.predicted_ms == pytest.approx(table.predict(student.choice))
 
 
-def _measured_elsewhere(tmp_path: Path, recipe: Path) -> None:
-    recipe.write_text(yaml.safe_dump(settings(tmp_path / "int8", precision="int8")))
+def test_an_int8_table_is_measured_without_torch_and_onnx(tmp_path: Path) -> None:
+    recipe = tmp_path / "profile.yaml"
+    delta = {"include": [], "units": {"body": ["rank/4", "kept"], "pool": ["kept"]}}
+    recipe.write_text(yaml.safe_dump(settings(tmp_path / "int8", precision="int8", delta=delta)))
     result = invoke("profile", recipe, "--prepare-only")
     assert result.exit_code == 0, result.output
     assert "On the device run: edge-sdk profile int8" in result.stdout
@@ -139,6 +140,8 @@ def _measured_elsewhere(tmp_path: Path, recipe: Path) -> None:
     assert "Milliseconds above keeping the unit" in done.stdout
     table = CostTable.load(tmp_path / "int8/table.json")
     assert (table.precision, table.rounds, table.checked) == ("int8", 7, ())
+    assert table.units["pool"] == {"kept": 0.0}
+    assert table.fixed == {}  # what fed the pool alone is in no student
     index = ProfileIndex.load(tmp_path / "int8" / INDEX)
     for name in index.bundles():
         assert (tmp_path / "int8" / name / "engines/onnxruntime-int8/delta.json").is_file()
@@ -150,6 +153,8 @@ def _measured_elsewhere(tmp_path: Path, recipe: Path) -> None:
         ({"precision": "float16"}, ["expected float32 or int8 for onnxruntime"]),
         ({"task": {"kind": "classification", "classes": ["a"]}}, ["'task.kind': expected segmentation"]),
         ({"rounds": 0}, ["'rounds'"]),
+        ({"clock": "processor", "threads": 2}, ["'clock': processor needs", "onnxruntime with threads: 2"]),
+        ({"clock": "processor", "backend": "tensorrt"}, ["'clock': processor needs", "got tensorrt"]),
         ({"rate": 1}, ["unknown key 'rate'"]),
         ({"reference": {"body": "half", "pool": "full"}}, ["'reference': 'body'", "rank/4, kept", "'half'"]),
         ({"reference": {"bodies": "kept"}}, ["'reference': 'bodies'", "a unit of body, pool"]),

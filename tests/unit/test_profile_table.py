@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from edge_sdk.evaluate.timing import Spread
 from edge_sdk.identity import EngineIdentity
 from edge_sdk.machine import MachineFacts
 from edge_sdk.profile import CostTable
-from edge_sdk.profile.measure import measure, tabulate, time_by_turns
+from edge_sdk.profile.measure import _Step, measure, tabulate, time_by_turns
 from edge_sdk.profile.prepared import INDEX, ProfileIndex, TinyRef, open_prepared
 from edge_sdk.profile.structure import Structure
 from edge_sdk.profile.table import CheckedStudent, WholeStudent
@@ -236,6 +238,25 @@ def test_every_engine_is_timed_once_a_round_in_changing_order():
     assert len({tuple(turn) for turn in turns}) > 15
     last = len(log) - 6 * 20
     assert sorted(value for row in found.values() for value in row) == [last + 1 + n for n in range(6 * 20)]
+
+
+class Interrupted:
+    """A runner whose step is off the processor for most of its time."""
+
+    bundle = SimpleNamespace(manifest=SimpleNamespace(frame=SimpleNamespace(shape=(4, 4, 3))))
+
+    def __call__(self, frame):
+        assert (frame.shape, frame.dtype) == ((4, 4, 3), np.uint8)
+
+    def time_bare(self, kinds):
+        began = time.perf_counter()
+        time.sleep(0.05)
+        return [SimpleNamespace(wall_ms=(time.perf_counter() - began) * 1e3, gpu_ms=None) for _ in kinds]
+
+
+def test_the_processors_clock_stands_still_while_others_have_the_processor():
+    assert _Step(Interrupted(), "wall").delta_ms() >= 50
+    assert _Step(Interrupted(), "processor").delta_ms() < 25  # a busy machine may take some to switch
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from edge_sdk.build.recipe import Int8Settings
 from edge_sdk.build.tensorrt.settings import TensorRTSettings
 from edge_sdk.distill.recipes import DeltaSettings, ModuleSettings, Positive, Preprocess
 from edge_sdk.manifest import BackendName, Precision
+from edge_sdk.profile.table import Clock
 from edge_sdk.settings import Settings
 from edge_sdk.tasks.base import TaskSpec
 
@@ -30,6 +31,8 @@ class ProfileRecipe(Settings):
         reference: a candidate for every unit, of the student that is built and timed whole and that predictions start
             from; None takes the first candidate of each unit.
         rounds: how often each engine is timed.
+        clock: ``wall``, or ``processor`` for the time that the step's own thread has of a processor, which on a machine
+            with other work is what the step takes alone; for one thread of ONNX Runtime.
         check: random students that are built and timed whole, to see how well the table predicts them.
         seed: of the random students, and of the weights where there is no checkpoint.
         decode_stride: as of ``edge-sdk export``.
@@ -48,6 +51,7 @@ class ProfileRecipe(Settings):
     threads: Positive | None = None
     reference: dict[str, str] | None = None
     rounds: Positive = 200
+    clock: Clock = "wall"
     check: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     decode_stride: Annotated[int, Field(ge=1, le=8)] = 1
@@ -60,6 +64,9 @@ class ProfileRecipe(Settings):
             raise ValueError(
                 "'precision': expected float32 or int8 for onnxruntime, whose CPU kernels compute float16 in float32"
             )
+        if self.clock == "processor" and (self.backend, self.threads) != ("onnxruntime", 1):
+            found = f"{self.backend} with threads: {self.threads}"
+            raise ValueError(f"'clock': processor needs backend: onnxruntime with threads: 1, got {found}")
         if self.task.kind != "segmentation":
             raise ValueError(f"'task.kind': expected segmentation, got {self.task.kind}")
         return self

@@ -88,6 +88,7 @@ def prepare(recipe: ProfileRecipe, *, progress: Progress | None = None) -> Profi
         threads=recipe.threads,
         frame_hw=recipe.frame_hw,
         rounds=recipe.rounds,
+        clock=recipe.clock,
         tensorrt=recipe.tensorrt,
         units=plan.units,
         fixed=plan.fixed,
