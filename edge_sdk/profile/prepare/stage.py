@@ -92,7 +92,7 @@ def prepare(recipe: ProfileRecipe, *, progress: Progress | None = None) -> Profi
         tensorrt=recipe.tensorrt,
         units=plan.units,
         fixed=plan.fixed,
-        structure=survey.structure.without(survey.lasting()),
+        structure=survey.structure.without(survey.settled()),
         reference=reference,
         students=students,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -127,10 +127,14 @@ class _Survey:
         """The teacher's part."""
         return self.layers[part] if part in self.layers else self.net.units[part].restored()
 
-    def lasting(self) -> set[str]:
-        """Fixed layers that run whatever is chosen: the reference's time holds them, and no sum needs them."""
-        barest = {unit: KEPT if KEPT in names else names[0] for unit, names in self.candidates.items()}
-        return set(self.calls) - set(self.candidates) - set(self.structure.vanished(barest))
+    def settled(self) -> set[str]:
+        """Fixed layers that run, or do not, whatever is chosen: the reference's time holds them, no sum needs them."""
+        barest, fullest = {}, {}
+        for unit, names in self.candidates.items():
+            barest[unit] = KEPT if KEPT in names else names[0]
+            fullest[unit] = next((name for name in names if name != KEPT), KEPT)
+        gone, always_gone = (set(self.structure.vanished(choice)) for choice in (barest, fullest))
+        return set(self.layers) & set(self.calls) - (gone - always_gone)
 
 
 @dataclass(frozen=True)
@@ -196,9 +200,9 @@ def _surveyed(teacher: nn.Module, recipe: ProfileRecipe) -> _Survey:
 
 def _planned(survey: _Survey) -> _Plan:
     plan = _Plan()
-    lasting = survey.lasting()
+    settled = survey.settled()
     for part in survey.calls:
-        if part not in lasting:
+        if part not in settled:
             plan.add(survey, part)
     return plan
 
