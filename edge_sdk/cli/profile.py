@@ -118,6 +118,7 @@ def tables(table: CostTable) -> list[Table]:
 
 def lines(table: CostTable) -> list[str]:
     """The reference, and how many predictions hold."""
+    from edge_sdk.evaluate.timing import NOISY_SHARE
     from edge_sdk.profile.table import TOLERANCE
 
     reference = table.reference.ms
@@ -125,6 +126,15 @@ def lines(table: CostTable) -> list[str]:
     if table.clock == "processor":
         found.append(
             "times are those of the step's own thread on a processor, without what others took of it"
+        )
+    if reference.iqr > NOISY_SHARE * reference.median:
+        advice = (
+            "repeat it on a quiet machine"
+            if table.clock == "processor"
+            else "repeat it on a quiet one, or see 'clock' in the recipe"
+        )
+        found.append(
+            f"note: times spread by more than {NOISY_SHARE:.0%}, the machine was not quiet; {advice}"
         )
     if table.within is not None:
         count = round(table.within * len(table.checked))

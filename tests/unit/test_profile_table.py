@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.cli.profile import lines
 from edge_sdk.errors import FileFormatError, MissingFileError, RecipeError
 from edge_sdk.evaluate.timing import Spread
 from edge_sdk.identity import EngineIdentity
@@ -279,3 +280,14 @@ def test_folders_that_are_refused(tmp_path, content, error, message):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(MissingFileError, match="found nothing there"):
         open_prepared(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("iqr", "clock", "part"),
+    [(2.0, "wall", "see 'clock'"), (2.0, "processor", "quiet machine"), (0.5, "wall", None)],
+)
+def test_a_noisy_reference_is_told(iqr, clock, part):
+    found = table(reference=None, clock=clock)
+    noisy = found.model_copy(update={"reference": WholeStudent(choice=FULL, ms=Spread(median=10.0, iqr=iqr))})
+    notes = [line for line in lines(noisy) if line.startswith("note: ")]
+    assert notes == [] if part is None else part in notes[0]
