@@ -83,7 +83,7 @@ def _frames(
         augment=Augment(crop_hw=scene.crop_hw, scale=(0.6, 2.0), colour=0.15),
         loss=TaskLoss(source="both" if taught else "labels", class_weights="log", teacher_weight=3.0),
         optimiser=_optimiser(course, None),
-        loop=_loop(course, max(course.steps // 8, 1)),
+        loop=_loop(course, min(course.steps, max(course.steps // 8, 100))),
     )
 
 
@@ -162,6 +162,7 @@ def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
         intervals=plan.teacher.intervals,
         engines=(INT8,),
         repeats=plan.repeats,
+        limit=plan.limit,
         threads=1,
         out=plan.folder / "front",
     )

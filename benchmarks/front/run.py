@@ -111,7 +111,9 @@ def built(plan: Benchmark, name: str, checkpoint: Path, progress: Progress) -> B
     sources = tuple(f"{uri}?fps=1&labels=0" for uri in scene.stills)
     calibrate(
         CalibrateRecipe(
-            bundle=bundle.path, draw=DrawSettings(sources=sources, clips=48, frames=2), out=recorded
+            bundle=bundle.path,
+            draw=DrawSettings(sources=sources, clips=plan.calibration, frames=2),
+            out=recorded,
         ),
         progress=progress,
     )

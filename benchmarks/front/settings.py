@@ -92,6 +92,8 @@ class Benchmark:
         max_gap: largest distance from the keyframe that students learn from.
         precisions: each is searched with its own cost table.
         rounds, check: of the cost tables.
+        calibration: clips that INT8 ranges come from.
+        limit: frames that are measured on; None for all.
         runs: folder of everything that is made; ``results``: of RESULTS.md and results.json.
     """
 
@@ -113,6 +115,8 @@ class Benchmark:
     rounds: int = 200
     check: int = 10
     repeats: int = 5
+    calibration: int = 48
+    limit: int | None = None
     runs: Path = Path("runs/front")
     results: Path = Path(__file__).parent
 
@@ -127,6 +131,6 @@ _FEW = Course(steps=4, batch=2, lr=1e-3)
 # Minutes become seconds and figures mean nothing: whether the whole way can be gone.
 TRIAL = replace(
     FULL, teacher=Teacher(width=8, nets=(2, 4), budgets=(0.6, 0.9), intervals=(2, 4)), teacher_course=_FEW,
-    net_course=_FEW, pair_course=_FEW, rank_multiple=1, rounds=10, check=2, repeats=2,
+    net_course=_FEW, pair_course=_FEW, rank_multiple=1, rounds=10, check=2, repeats=2, calibration=2, limit=8,
     runs=Path("runs/front_trial"), results=Path("runs/front_trial"),
 )  # fmt: skip
