@@ -81,7 +81,9 @@ def _frames(
         data=scene.stills,
         validation=scene.validation,
         augment=Augment(crop_hw=scene.crop_hw, scale=(0.6, 2.0), colour=0.15),
-        loss=TaskLoss(source="both" if taught else "labels", class_weights="log", teacher_weight=3.0),
+        loss=TaskLoss(
+            source="both" if taught else "labels", class_weights="log", teacher_weight=3.0 if taught else 1.0
+        ),
         optimiser=_optimiser(course, None),
         loop=_loop(course, min(course.steps, max(course.steps // 8, 100))),
     )
