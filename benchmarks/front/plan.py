@@ -16,6 +16,7 @@ from edge_sdk.distill.recipes import (
     Motion,
     Optimiser,
     PairData,
+    Preprocess,
     QuantizationSettings,
     SearchSettings,
     TaskLoss,
@@ -80,6 +81,7 @@ def _frames(
         task=task_of(scene),
         data=scene.stills,
         validation=scene.validation,
+        preprocess=_preprocess(scene),
         augment=Augment(crop_hw=scene.crop_hw, scale=(0.6, 2.0), colour=0.15),
         loss=TaskLoss(
             source="both" if taught else "labels", class_weights="log", teacher_weight=3.0 if taught else 1.0
@@ -102,6 +104,7 @@ def profile_recipe(plan: Benchmark, precision: str) -> ProfileRecipe:
         teacher=module(plan, plan.teacher.width),
         task=task_of(scene),
         delta=delta_of(plan),
+        preprocess=_preprocess(scene),
         frame_hw=scene.frame_hw,
         precision=precision,
         threads=1,
@@ -143,6 +146,7 @@ def _pair(
         data=data,
         validation=scene.validation,
         intervals=plan.teacher.intervals,
+        preprocess=_preprocess(scene),
         augment=Augment(crop_hw=scene.crop_hw, scale=(1.0, 1.5), colour=0.1),
         loss=DeltaLoss(
             task=TaskLoss(source="both", class_weights="log", teacher_weight=1.0),
@@ -173,6 +177,10 @@ def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
 def bundle_of(plan: Benchmark, name: str) -> Path:
     """Where a bundle goes."""
     return plan.folder / "bundles" / name
+
+
+def _preprocess(scene: Scene) -> Preprocess:
+    return Preprocess(size_hw=scene.input_hw)
 
 
 def _optimiser(course: Course, clip_norm: float | None) -> Optimiser:

@@ -107,12 +107,10 @@ def built(plan: Benchmark, name: str, checkpoint: Path, progress: Progress) -> B
     )
     recorded = folder.with_suffix(".npz")
     recorded.unlink(missing_ok=True)
-    # Ranges need no labels.
-    sources = tuple(f"{uri}?fps=1&labels=0" for uri in scene.stills)
     calibrate(
         CalibrateRecipe(
             bundle=bundle.path,
-            draw=DrawSettings(sources=sources, clips=plan.calibration, frames=2),
+            draw=DrawSettings(sources=scene.stills, clips=plan.calibration, frames=2),
             out=recorded,
         ),
         progress=progress,

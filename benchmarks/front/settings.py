@@ -20,23 +20,25 @@ class Scene:
 
     Args:
         classes: names and colours (blue, green, red).
-        ignore: label id that does not count; None where every pixel has a class.
+        ignore: label id that does not count.
         stills: labelled training frames; pairs come from them under random camera motion.
         video: sources of training pairs that are real; empty for none.
         video_gap: largest distance of the two frames of such a pair, in frames of the source.
         validation: labelled clips that are measured on, each a stream.
         frame_hw: of the camera's frames.
-        crop_hw: of training.
+        crop_hw: of training; None for whole frames.
+        input_hw: what frames are resized to inside the networks; None for as they are.
     """
 
     classes: tuple[tuple[str, tuple[int, int, int]], ...]
-    ignore: int | None
+    ignore: int
     stills: tuple[str, ...]
     video: tuple[str, ...]
     video_gap: int
     validation: tuple[str, ...]
     frame_hw: tuple[int, int]
-    crop_hw: tuple[int, int]
+    crop_hw: tuple[int, int] | None
+    input_hw: tuple[int, int] | None = None
 
 
 CAMVID = Scene(
@@ -50,7 +52,34 @@ CAMVID = Scene(
     frame_hw=(360, 480),
     crop_hw=(360, 480),
 )
-SCENES = {"camvid": CAMVID}
+
+
+def _davis(begin: float, end: float) -> tuple[str, ...]:
+    """A part of each clip; their masks are 255 where the thing in front is."""
+    return tuple(
+        f"data/davis/{name}?labels=255:1&fps=24&start={round(begin * count)}&limit={round((end - begin) * count)}"
+        for name, count in DAVIS_FRAMES.items()
+    )
+
+
+# How many frames each clip has. The things in front differ from clip to clip, so each clip's beginning is learned from
+# and its end is measured on: a camera that has seen its scene before.
+DAVIS_FRAMES = {
+    "blackswan": 50, "bmx-trees": 80, "camel": 90, "car-roundabout": 75, "cows": 104, "dance-twirl": 90, "dog": 60,
+    "drift-straight": 50, "goat": 90, "soapbox": 99,
+}  # fmt: skip
+DAVIS = Scene(
+    classes=(("background", (0, 0, 0)), ("front", (0, 128, 255))),
+    ignore=255,
+    stills=_davis(0.0, 0.6),
+    video=_davis(0.0, 0.6),
+    video_gap=19,
+    validation=_davis(0.6, 1.0),
+    frame_hw=(480, 854),
+    crop_hw=None,
+    input_hw=(240, 424),
+)
+SCENES = {"camvid": CAMVID, "davis": DAVIS}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -78,6 +78,20 @@ class Selection:
     def count(self, available: int | None) -> int | None:
         """How many frames :meth:`indices` names; ``None`` where the stream's length is unknown."""
         return None if available is None else len(range(self.start, available, self.stride)[: self.limit])
+
+    def within(self, start: int, limit: int | None) -> Selection:
+        """The same frames of the part of a stream that begins at ``start`` and has at most ``limit`` frames.
+
+        Raises:
+            RecipeError: the part ends before the first of them.
+        """
+        if limit is None:
+            return replace(self, start=start + self.start)
+        left = -(-(limit - self.start) // self.stride)
+        if left < 1:
+            raise RecipeError(f"`start`: expected less than the part's {limit} frames, got {self.start}.")
+        wanted = left if self.limit is None else min(left, self.limit)
+        return Selection(start + self.start, wanted, self.stride)
 
     def require_any(self, available: int, uri: str) -> None:
         """Raise :class:`VideoError` where a stream of ``available`` frames has none of those wanted."""

@@ -24,7 +24,14 @@ class JoinedQuery(Settings):
     loop: int = Field(default=1, ge=1)
 
 
-class FileQuery(JoinedQuery):
+class PartQuery(JoinedQuery):
+    """Query of what lies on disk: which part of it, so that training and validation can take one recording apart."""
+
+    start: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class FileQuery(PartQuery):
     """Query of a video file: its rate where the container has none or a wrong one, and how many of the
     frames that the container announces may be missing at the end."""
 
@@ -32,7 +39,7 @@ class FileQuery(JoinedQuery):
     missing: int = Field(default=3, ge=0)
 
 
-class FolderQuery(JoinedQuery):
+class FolderQuery(PartQuery):
     """Query of a folder of frames: its rate, and whether its ``labels/`` are read, or what their values stand for."""
 
     fps: float = Field(default=30.0, gt=0, le=MAX_FPS, allow_inf_nan=False)
@@ -55,6 +62,8 @@ def open_source(
     - ``frames/``: a folder of images in natural order of name, or one with ``images/`` and maybe ``labels/``.
       ``?fps=15`` sets the rate, ``?labels=0`` leaves labels unread, ``?labels=255:1,128:2`` reads the value 255 as
       class 1 and 128 as class 2, ``?loop=3`` plays it three times.
+    - Of both, ``?start=40&limit=20`` is the part that begins at frame 40 and has at most 20 frames; ``loop`` and the
+      arguments below go by that part.
     - ``joined:a.mp4,frames/?fps=25``: recorded sources one after another as one stream whose numbers and times run on;
       see :class:`~edge_sdk.video.joined.JoinedSource`. Options of all of them follow a ``#``:
       ``joined:one/,two/#labels=255:1&loop=3``, where ``loop`` plays the whole three times.
@@ -217,7 +226,11 @@ def _path(parsed: SourceUri, selection: Selection) -> VideoSource:
         folder = parse_settings(parsed.query, FolderQuery, f"source {parsed.text}")
         return _looped(
             lambda wanted: FrameFolder(
-                path, fps=folder.fps, labels=folder.labels, selection=wanted, uri=parsed.text
+                path,
+                fps=folder.fps,
+                labels=folder.labels,
+                uri=parsed.text,
+                selection=wanted.within(folder.start, folder.limit),
             ),
             folder.loop,
             selection,
@@ -231,7 +244,11 @@ def _path(parsed: SourceUri, selection: Selection) -> VideoSource:
     query = parse_settings(parsed.query, FileQuery, f"source {parsed.text}")
     return _looped(
         lambda wanted: VideoFile(
-            path, fps=query.fps, missing=query.missing, selection=wanted, uri=parsed.text
+            path,
+            fps=query.fps,
+            missing=query.missing,
+            uri=parsed.text,
+            selection=wanted.within(query.start, query.limit),
         ),
         query.loop,
         selection,

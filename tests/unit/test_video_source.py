@@ -78,6 +78,34 @@ def test_selection(
     assert [f.captured_s for f in frames] == [i / 12.5 for i in expected]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize(
+    ("part", "selection", "expected"),
+    [
+        ("start=20", {}, [20, 21, 22, 23]),
+        ("start=4&limit=3", {}, [4, 5, 6]),
+        ("start=4&limit=6", {"start": 1, "stride": 2}, [5, 7, 9]),
+        ("start=4&limit=6", {"start": 1, "stride": 2, "limit": 2}, [5, 7]),
+        ("start=4&limit=2&loop=2", {}, [4, 5, 4, 5]),
+        ("start=4&limit=2&loop=2", {"start": 1, "limit": 2}, [5, 4]),
+        ("limit=99", {"start": 22}, [22, 23]),
+    ],
+)
+def test_a_part_of_a_recording(
+    videos: Path, kind: str, part: str, selection: dict[str, int], expected: list[int]
+) -> None:
+    uri = selected(videos, kind)
+    with open_source(f"{uri}{'&' if '?' in uri else '?'}{part}", **selection) as source:
+        assert [index_of(frame.image) for frame in source] == expected
+
+
+def test_a_part_ends_before_what_is_wanted_of_it(videos: Path) -> None:
+    with pytest.raises(RecipeError, match="`start`: expected less than the part's 3 frames, got 3"):
+        open_source(f"{videos / 'clip.avi'}?limit=3", start=3)
+    with pytest.raises(RecipeError, match=r"'limit': .*greater than or equal to 1"):
+        open_source(f"{videos / 'clip.avi'}?limit=0")
+
+
 @pytest.mark.parametrize("name", ["clip.avi", "numbered", "synthetic:shapes?height=32&width=48&frames=9"])
 def test_iterates_again_and_interleaved(videos: Path, name: str) -> None:
     uri = selected(videos, "folder") if name == "numbered" else name if ":" in name else str(videos / name)
