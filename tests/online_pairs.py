@@ -39,6 +39,7 @@ def module(folder: Path, name: str, classes: int, seed: int) -> dict[str, Any]:
     """A tiny network with random weights in a checkpoint, as a recipe names it."""
     made = {"factory": TINY, "arguments": {"classes": classes}}
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         network = nets.randomise(make_module(ModuleSettings.model_validate(made)), seed)
     save_checkpoint(folder / f"{name}.pt", network.state_dict())
     return {**made, "checkpoint": folder / f"{name}.pt"}

@@ -132,7 +132,7 @@ _TITLES = {
 }
 _Column = tuple[str, str, Callable[[RowFigures, Row], Cell]]
 _RATES: tuple[_Column, ...] = (
-    ("keyframes", "of the frames answered", lambda found, _: Cell(f"{found.keyframe_share:.1%}")),
+    ("key", "keyframes, of the frames answered", lambda found, _: Cell(f"{found.keyframe_share:.0%}")),
     ("frames/s", "answered", lambda found, _: _scaled(found.throughput_fps, ".1f")),
     (
         "mJ/frame",

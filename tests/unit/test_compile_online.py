@@ -177,8 +177,9 @@ def test_other_weights_answer_as_torch_does(exported: Bundle, step: Any, seed: i
     assert np.abs(found["logits"] - expected[0].numpy()).max() < 1e-4 * scale
     changed = [(a - b).abs().max() / b.abs().max() for a, b in zip(before, expected, strict=True)]
     # A keyframe step answers with the teacher, and writes what the student makes of it.
-    assert (changed[0] > 0.05) == (step == "delta")
-    assert all(share > 0.05 for share in changed[1:])
+    # A hundred times what rounding does.
+    assert (changed[0] > 0.01) == (step == "delta")
+    assert all(share > 0.01 for share in changed[1:])
     for name, mine in zip(graphs["keyframe"].writes if step == "keyframe" else (), expected[1:], strict=True):
         assert np.allclose(found[f"state.{name}.next"], mine.numpy(), rtol=1e-3, atol=1e-5)
 
