@@ -36,12 +36,13 @@ Times: one thread of ONNX Runtime, float32, interleaved runs over the same clips
 FEWER = """\
 The teacher sees all {length} frames of a clip, the student {samples} of them: frames 0, {stride}, {twice}, ... The
 student *without a teacher* learns from the labels for as many steps as the other one learns in all; both begin with
-fresh weights and have the same settings."""
+fresh weights and have the same settings. Teachers learn for {teacher} steps, students for {student}."""
 SMALLER = """\
 Every network sees all {length} frames of a clip, the camera's {high} x {high} pixels; the student's graph begins with a
 bilinear resize to {low} x {low}. *feature maps*: 100 times the mean squared difference of the last maps, as published;
 *logits at each place*: the published form for networks of unlike width. The baseline is the same network at the same
-{low} x {low}, from labels alone, for as many steps."""
+{low} x {low}, from labels alone, for as many steps. Teachers learn for {teacher} steps, students for {student}, and
+from clips without labels too: they may pass a teacher that was not trained to its end."""
 STREAM = """\
 *right by*: frame of a clip, median over clips, after which its answer is right and stays so. *in a stream*: share of
 the frames whose answer names what is shown, where the clips come as one stream that begins half a clip early and
@@ -270,11 +271,15 @@ def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
         f"Seeds of what is claimed: {', '.join(map(str, plan.seeds))}; of the other rows: "
         f"{', '.join(map(str, plan.further_seeds))}. Clips of a seed: {fewer.clips.train} with labels and "
         f"{fewer.clips.unlabelled} without; {fewer.clips.validation} to validate, {fewer.clips.test} to test; noise "
-        f"{fewer.clips.noise:g} grey levels, in the table of smaller frames {smaller.clips.noise:g} and things "
-        f"{smaller.clips.size:g} times as large.", "",
+        f"{fewer.clips.noise:g} grey levels. In the table of smaller frames {smaller.clips.train} with labels and "
+        f"{smaller.clips.unlabelled} without, noise {smaller.clips.noise:g} and things {smaller.clips.size:g} times as "
+        "large.", "",
         HOW, "",
         "## Fewer frames", "",
-        FEWER.format(length=fewer.clips.length, samples=fewer.samples, stride=stride, twice=2 * stride), "",
+        FEWER.format(
+            length=fewer.clips.length, samples=fewer.samples, stride=stride, twice=2 * stride,
+            teacher=fewer.teacher.steps, student=fewer.student.steps,
+        ), "",
         _measured(found, "fewer", fewer.families, titles),
         f"Losses, singly and together, serial (a trained teacher, frozen) unless said; {fewer.compared}, "
         f"{fewer.short.steps} steps in place of {fewer.student.steps}:", "",
@@ -285,7 +290,10 @@ def results(found: Found, command: str, proofs: Sequence[Claim]) -> str:
         STREAM, "",
         _streams(found),
         "## Smaller frames", "",
-        SMALLER.format(length=smaller.clips.length, high=smaller.clips.side, low=smaller.side), "",
+        SMALLER.format(
+            length=smaller.clips.length, high=smaller.clips.side, low=smaller.side, teacher=smaller.teacher.steps,
+            student=smaller.student.steps,
+        ), "",
         _measured(found, "smaller", smaller.networks, low),
         "## Claims", "",
         table_of(("claim", "measured", "holds"), [(a, b, "yes" if c else "**no**") for a, b, c in proofs]),
