@@ -92,7 +92,7 @@ def test_selection(
     ],
 )
 def test_a_part_of_a_recording(
-    videos: Path, kind: str, part: str, selection: dict[str, int], expected: list[int]
+    videos: Path, kind: str, part: str, selection: dict[str, Any], expected: list[int]
 ) -> None:
     uri = selected(videos, kind)
     with open_source(f"{uri}{'&' if '?' in uri else '?'}{part}", **selection) as source:
