@@ -163,15 +163,9 @@ def narrowed(block: nn.Module, kind: Kind, settings: DeltaSettings) -> nn.Module
 
 def reduced(conv: nn.Conv2d, kind: Kind, settings: DeltaSettings, *, bias: bool) -> LowRank | None:
     """The low-rank or narrow form of a convolution; ``None`` where ``kind`` asks for neither or it costs as much."""
-    if kind.shape == "rank":
-        rank = layer_rank(conv, kind.share, settings.rank_rule, settings.rank_multiple)
-        made = low_rank_candidate(conv, rank, bias=bias)
-    elif kind.shape == "channels":
-        made = narrow_candidate(conv, layer_rank(conv, kind.share, "out", settings.rank_multiple), bias=bias)
-    else:
+    if _cheaper(conv, kind, settings) is None:
         return None
-    in_hw = (64, 64)  # an example: both sides grow with the area
-    return made if candidate_macs(made, in_hw) < conv_macs(conv, in_hw)[0] else None
+    return _form(conv, kind, settings, bias=bias)
 
 
 def macs_of(conv: nn.Conv2d, in_hw: tuple[int, int], kind: Kind, settings: DeltaSettings) -> int:
@@ -180,8 +174,24 @@ def macs_of(conv: nn.Conv2d, in_hw: tuple[int, int], kind: Kind, settings: Delta
         return 0
     if kind.half:
         in_hw = (-(-in_hw[0] // 2), -(-in_hw[1] // 2))
-    made = reduced(conv, kind, settings, bias=False) if obstacle(conv) is None else None
+    made = _cheaper(conv, kind, settings) if obstacle(conv) is None else None
     return candidate_macs(made, in_hw) if made is not None else conv_macs(conv, in_hw)[0]
+
+
+def _cheaper(conv: nn.Conv2d, kind: Kind, settings: DeltaSettings) -> LowRank | None:
+    """What :func:`reduced` makes, without numbers: enough to count by, and nothing has to be decomposed for it."""
+    made = _form(full_candidate(conv).to("meta"), kind, settings, bias=False)
+    in_hw = (64, 64)  # an example: both sides grow with the area
+    return made if made is not None and candidate_macs(made, in_hw) < conv_macs(conv, in_hw)[0] else None
+
+
+def _form(conv: nn.Conv2d, kind: Kind, settings: DeltaSettings, *, bias: bool) -> LowRank | None:
+    if kind.shape == "rank":
+        rank = layer_rank(conv, kind.share, settings.rank_rule, settings.rank_multiple)
+        return low_rank_candidate(conv, rank, bias=bias)
+    if kind.shape == "channels":
+        return narrow_candidate(conv, layer_rank(conv, kind.share, "out", settings.rank_multiple), bias=bias)
+    return None
 
 
 def narrow_candidate(conv: nn.Conv2d, channels: int, *, bias: bool = False) -> LowRank:
