@@ -100,34 +100,36 @@ def grid(
     if subject.manifest.steps.delta is None:
         notes.append("the bundle has no delta step, so only its precision is tuned")
         return _each_once(rows), tuple(notes)
-    found: dict[str, ByInterval] = {}
-    if "change" in schedules:
-        found["change"] = _near(
-            intervals, lambda interval: change_schedule(images, interval), "change", notes
-        )
-    if "drift" in schedules and subject.manifest.pair.trust is None:
-        notes.append("no keyframes on drift: the delta step does not tell how much of its keyframe holds")
-    elif "drift" in schedules:
-        found["drift"] = _near(
-            intervals,
-            lambda interval: drift_schedule(
-                subject,
-                images,
-                interval,
-                _LONGEST * interval,
-                backend=backend,
-                engine=engines[0],
-                threads=threads,
-            ),
-            "drift",
-            notes,
-        )
+    found = _found_on_clip(subject, backend, engines, intervals, schedules, images, threads, notes)
     refusal = _refusal(subject, engines, backend, background, threads) if "background" in schedules else ""
     if refusal:
         notes.append(f"no keyframes in the background: {refusal}")
     possible = [name for name in schedules if name != "background" or not refusal]
     rows += _pairs(engines, intervals, possible, found)
     return _each_once(rows), tuple(notes)
+
+
+def _found_on_clip(
+    subject: Bundle, backend: Backend, engines: Sequence[str], intervals: Sequence[int],
+    schedules: Sequence[ScheduleName], images: Sequence[np.ndarray], threads: int | None, notes: list[str],
+) -> dict[str, ByInterval]:  # fmt: skip
+    """By kind, the schedules whose threshold is found on the clip; notes on what was left out."""
+    found: dict[str, ByInterval] = {}
+    if "change" in schedules:
+        found["change"] = _near(intervals, lambda mean: change_schedule(images, mean), "change", notes)
+    if "drift" not in schedules:
+        return found
+    if subject.manifest.pair.trust is None:
+        notes.append("no keyframes on drift: the delta step does not tell how much of its keyframe holds")
+        return found
+
+    def on_drift(mean: int) -> tuple[DriftSchedule, float]:
+        longest = _LONGEST * mean
+        return drift_schedule(
+            subject, images, mean, longest, backend=backend, engine=engines[0], threads=threads
+        )
+
+    return {**found, "drift": _near(intervals, on_drift, "drift", notes)}
 
 
 def _pairs(

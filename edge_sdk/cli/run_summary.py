@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,8 @@ from edge_sdk.tasks.base import Classification, Segmentation
 from edge_sdk.video.live import LiveSource
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edge_sdk.runtime.cuda.device import CudaReport
     from edge_sdk.runtime.result import Result
     from edge_sdk.runtime.schedule import Coverage
@@ -162,22 +165,8 @@ class RunSummary:
 
     def renderables(self) -> list[Any]:
         """The figures for people: counts, a table by kind of step, one line of stages, what was written."""
-        from rich.table import Table
-
         figures = self.figures()
-        table = Table(
-            "step",
-            "frames",
-            "mean ms",
-            "p50 ms",
-            "p99 ms",
-            title=_title(figures["latency_ms"]),
-            title_justify="left",
-        )
-        for name, values in figures["latency_ms"].items():
-            table.add_row(
-                name, str(values["frames"]), *(f"{values[key]:.2f}" for key in ("mean", "p50", "p99"))
-            )
+        table = _table(figures["latency_ms"])
         gpu = figures["gpu_ms"]
         stages = "  ".join(
             f"{name} {value:.2f}"
@@ -203,18 +192,33 @@ class RunSummary:
         if self.device is not None:
             lines.append(_device_line(self.device))
         if (live := figures["live"]) is not None:
-            age = live.get("answer_age_ms")
-            lines.append(
-                f"live source: {live['received']} frames received, {live['dropped']} dropped for newer ones, "
-                f"{live['corrupt']} corrupt; {live['stalls']} stalls, {live['reconnects']} reconnections"
-                + (f"; age of an answer p50 {age['p50']:.1f} ms, p99 {age['p99']:.1f} ms" if age else "")
-            )
+            lines.append(_live_line(live))
         if self.coverage is not None:
             lines.append(str(self.coverage))
         lines += [
             f"{what}: {path}" for what, path in (("output", self.output), ("results", self.results)) if path
         ]
         return [table, "\n".join(lines)]
+
+
+def _table(latency_ms: Mapping[str, Mapping[str, float]]) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        "step", "frames", "mean ms", "p50 ms", "p99 ms", title=_title(latency_ms), title_justify="left"
+    )
+    for name, values in latency_ms.items():
+        table.add_row(name, str(values["frames"]), *(f"{values[key]:.2f}" for key in ("mean", "p50", "p99")))
+    return table
+
+
+def _live_line(live: Mapping[str, Any]) -> str:
+    age = live.get("answer_age_ms")
+    return (
+        f"live source: {live['received']} frames received, {live['dropped']} dropped for newer ones, "
+        f"{live['corrupt']} corrupt; {live['stalls']} stalls, {live['reconnects']} reconnections"
+        + (f"; age of an answer p50 {age['p50']:.1f} ms, p99 {age['p99']:.1f} ms" if age else "")
+    )
 
 
 class ResultLines:
@@ -274,7 +278,7 @@ def line_of(result: Result) -> dict[str, Any]:
     return line
 
 
-def _title(latency: dict[str, dict[str, float]]) -> str:
+def _title(latency: Mapping[str, Mapping[str, float]]) -> str:
     title = "Latency of the runner"
     if any(values["percentile_frames"] < values["frames"] for values in latency.values()):
         return f"{title}; percentiles of the last {_RECENT} frames of each row"

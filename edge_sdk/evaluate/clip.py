@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,11 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it takes, with what an evaluation keeps beside the frames."""
+        return sum(_BYTES_PER_PIXEL * math.prod(frame.image.shape[:2]) for frame in self.frames)
 
     @property
     def images(self) -> list[np.ndarray]:

@@ -11,18 +11,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="pairs are exported with torch")
 pytest.importorskip("onnx", reason="graphs are made with onnx")
 
-import onnx  # noqa: E402
 
-from edge_sdk.build.recipe import Float16Settings, Int8Settings  # noqa: E402
 from edge_sdk.bundle import Bundle  # noqa: E402
 from edge_sdk.compile.calibration_set import CalibrationSet  # noqa: E402
-from edge_sdk.compile.lint import lint_pair  # noqa: E402
 from edge_sdk.compile.quantize.variants import Quantizer, Written  # noqa: E402
 from edge_sdk.manifest import StepName  # noqa: E402
 from tests import candidate_pairs, step_pairs  # noqa: E402
-from tests.tensorrt import harness  # noqa: E402
-
-SETTINGS = Int8Settings(passes=None)
+from tests.tensorrt import precisions  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=candidate_pairs.KINDS)
@@ -38,35 +33,17 @@ def bundle(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def written(bundle: Bundle) -> dict[str, Written]:
     quantizer = Quantizer(bundle, cast("CalibrationSet", candidate_pairs.Passes(bundle)))
-    return {
-        "float16": quantizer.float16(Float16Settings(), SETTINGS),
-        "int8": quantizer.int8(SETTINGS, "tensorrt"),
-    }
+    return precisions.written_by(quantizer)
 
 
 def test_both_steps_build_in_every_precision(
     bundle: Bundle, written: dict[str, Written], tmp_path: Path
 ) -> None:
-    harness.require()
-    graphs = [bundle.graph_path(step) for step, _ in bundle.manifest.steps.items()]
-    for precision, found in written.items():
-        for path, content in found.files.items():
-            target = tmp_path / precision / Path(path).name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(content)
-            graphs.append(target)
-    assert len(graphs) == 6
-    for graph, built in zip(graphs, harness.parse_and_build_all(graphs), strict=True):
-        assert (built.ok, built.error) == (True, ""), graph
+    precisions.check_builds(bundle, written, tmp_path)
 
 
 def test_the_linter_knows_nothing_against_the_pair(bundle: Bundle, written: dict[str, Written]) -> None:
-    float32 = [bundle.graph_path(step) for step, _ in bundle.manifest.steps.items()]
-    assert lint_pair(*float32, backend="tensorrt", precision="float32") == []
-    for precision, found in written.items():
-        models = [onnx.load_from_string(found.files[spec.graph]) for _, spec in found.variant.steps.items()]
-        forms = found.variant.forms
-        assert lint_pair(*models, backend="tensorrt", precision=precision, forms=forms) == []
+    precisions.check_lint(bundle, written)
 
 
 def test_answers_are_close_to_float32s(bundle: Bundle, written: dict[str, Written]) -> None:

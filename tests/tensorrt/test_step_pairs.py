@@ -3,7 +3,6 @@ TensorRT builds both of its steps in every precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -15,18 +14,15 @@ pytest.importorskip("onnx", reason="graphs are made with onnx")
 
 import onnx  # noqa: E402
 
-from edge_sdk.build.recipe import Float16Settings, Int8Settings  # noqa: E402
 from edge_sdk.bundle import Bundle  # noqa: E402
 from edge_sdk.compile.calibration_set import CalibrationSet  # noqa: E402
-from edge_sdk.compile.lint import lint_pair  # noqa: E402
 from edge_sdk.compile.quantize.variants import Quantizer, Written  # noqa: E402
 from edge_sdk.manifest import TRUST, StepName, state_input  # noqa: E402
 from edge_sdk.runtime.result import StepKind  # noqa: E402
 from edge_sdk.runtime.runner import EdgeRunner  # noqa: E402
 from tests import clip_nets, step_pairs  # noqa: E402
-from tests.tensorrt import harness  # noqa: E402
+from tests.tensorrt import precisions  # noqa: E402
 
-SETTINGS = Int8Settings(passes=None)
 # By how much a score may differ from that of float32: of untrained networks of eight channels.
 CLOSE = {"float16": 0.01, "int8": 0.12}
 
@@ -48,10 +44,7 @@ def quantizer(bundle: Bundle) -> Quantizer:
 
 @pytest.fixture(scope="module")
 def written(quantizer: Quantizer) -> dict[str, Written]:
-    return {
-        "float16": quantizer.float16(Float16Settings(), SETTINGS),
-        "int8": quantizer.int8(SETTINGS, "tensorrt"),
-    }
+    return precisions.written_by(quantizer)
 
 
 def test_the_runner_needs_nothing_but_the_bundle(bundle: Bundle) -> None:
@@ -105,27 +98,8 @@ def test_answers_are_close_to_float32s(bundle: Bundle, written: dict[str, Writte
 def test_both_steps_build_in_every_precision(
     bundle: Bundle, written: dict[str, Written], tmp_path: Path
 ) -> None:
-    harness.require()
-    graphs = [bundle.graph_path(step) for step, _ in bundle.manifest.steps.items()]
-    graphs += list(_files(written, tmp_path))
-    assert len(graphs) == 6
-    for graph, built in zip(graphs, harness.parse_and_build_all(graphs), strict=True):
-        assert (built.ok, built.error) == (True, ""), graph
+    precisions.check_builds(bundle, written, tmp_path)
 
 
 def test_the_linter_knows_nothing_against_the_pair(bundle: Bundle, written: dict[str, Written]) -> None:
-    float32 = [bundle.graph_path(step) for step, _ in bundle.manifest.steps.items()]
-    assert lint_pair(*float32, backend="tensorrt", precision="float32") == []
-    for precision, found in written.items():
-        models = [onnx.load_from_string(found.files[spec.graph]) for _, spec in found.variant.steps.items()]
-        forms = found.variant.forms
-        assert lint_pair(*models, backend="tensorrt", precision=precision, forms=forms) == []
-
-
-def _files(written: dict[str, Written], folder: Path) -> Iterator[Path]:
-    for precision, found in written.items():
-        for path, content in found.files.items():
-            target = folder / precision / Path(path).name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(content)
-            yield target
+    precisions.check_lint(bundle, written)

@@ -91,7 +91,7 @@ def _read_clips(recipe: FrontRecipe, lineup: FrontLineup, tick: Tick) -> list[Cl
                 hint="Name a longer source or smaller `intervals`.",
             )
         clips.append(clip)
-        room -= sum(frame.image.nbytes for frame in clip.frames) * 10 // 3
+        room -= clip.held_bytes
     return clips
 
 
