@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.correction import Confidence, kept, shares_of
 from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, Join, MotionSettings
 from edge_sdk.distill.distil import DistillReport, stream_miou
@@ -322,8 +323,7 @@ def distill_cross(
     check_logits(pair.student, crop_hw, len(task.classes), named.factory)
     if recipe.loss.features:
         check_features(pair.teacher, pair.student.network, recipe.loss.feature_at, crop_hw)
-    # Convolutions train a fifth faster so on CPUs.
-    pair = pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    pair = channels_last(pair)
     to_input = FrameToInput(recipe.preprocess)
     share = sampler.frames.class_share(len(task.classes))
     task_loss = SegmentationLoss(recipe.loss.task, task.ignore_label, share)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sdk.distill.candidates import Chooser, Gate
+from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.convert import Conversion, LayerReport, drop_unused, to_delta
 from edge_sdk.distill.delta import DeltaNet, Joined
 from edge_sdk.distill.frames import FrameSet, FrameToInput
@@ -238,7 +239,7 @@ def distill(recipe: DistillRecipe, *, progress: Progress | None = None, resume: 
     if recipe.start is not None:
         fill_module(net.network, read_weights(recipe.start), recipe.start)
     # Convolutions train a fifth faster so on CPUs.
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    net = channels_last(net)
     task_loss = SegmentationLoss(
         recipe.loss.task, task.ignore_label, sampler.frames.class_share(len(task.classes))
     )

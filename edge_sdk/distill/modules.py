@@ -133,7 +133,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def _without_prefix(weights: Mapping[str, Tensor], own: set[str]) -> Mapping[str, Tensor]:
+def without_prefix(weights: Mapping[str, Tensor], own: set[str]) -> Mapping[str, Tensor]:
     """``weights`` without what DistributedDataParallel and ``torch.compile`` put before every name."""
     for prefix in _PREFIXES:
         prefixed = bool(weights) and all(name.startswith(prefix) for name in weights)
@@ -149,7 +149,7 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str | 
         CheckpointError: names the first missing, unexpected or differently shaped tensors.
     """
     own = module.state_dict()
-    weights = _without_prefix(weights, set(own))
+    weights = without_prefix(weights, set(own))
     missing = [name for name in own if name not in weights]
     extra = [name for name in weights if name not in own]
     shapes = [

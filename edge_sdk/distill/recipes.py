@@ -139,12 +139,15 @@ class TrainRecipe(Settings):
     Args:
         out: folder for checkpoints and the result, ``model.pt``.
         data, validation: source URIs with labels.
+        start: checkpoint of the same network at another width, such as the teacher's, to begin from; see
+            :mod:`edge_sdk.distill.widths`. None begins from ``module.checkpoint``, or else from random weights.
         teacher: where the task loss asks for it, the network to learn from.
     """
 
     kind: Literal["frames"] = "frames"
     out: Path
     module: ModuleSettings
+    start: Path | None = None
     task: TaskSpec
     data: tuple[str, ...]
     validation: tuple[str, ...] = ()
@@ -159,6 +162,8 @@ class TrainRecipe(Settings):
     def _teacher_present(self) -> TrainRecipe:
         if self.loss.source != "labels" and self.teacher is None:
             raise ValueError(f"loss.source '{self.loss.source}' needs a 'teacher'")
+        if self.start is not None and self.module.checkpoint is not None:
+            raise ValueError("'start' and 'module.checkpoint' both name weights to begin from, expected one")
         given = self.teacher.checkpoint if self.teacher is not None else None
         if given is not None and given.resolve() == (self.out / "model.pt").resolve():
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.frames import FrameSet, FrameToInput, View
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
@@ -22,6 +23,7 @@ from edge_sdk.distill.modules import (
     save_checkpoint,
 )
 from edge_sdk.distill.recipes import TrainRecipe
+from edge_sdk.distill.widths import fit_width
 from edge_sdk.errors import ShapeError
 from edge_sdk.progress import Progress
 from edge_sdk.revision import commit_of_sources
@@ -137,13 +139,15 @@ def train_teacher(
     network = make_module(recipe.module)
     if recipe.module.checkpoint is not None:
         fill_module(network, read_weights(recipe.module.checkpoint), recipe.module.checkpoint)
+    if recipe.start is not None:
+        fit_width(network, read_weights(recipe.start), recipe.start)
     crop_hw = recipe.preprocess.size_hw or recipe.augment.crop_hw or frames.size_hw
     check_logits(network, crop_hw, len(task.classes), recipe.module.factory)
     teacher = None
     if recipe.teacher is not None:
         teacher = load_module(recipe.teacher)
         check_logits(teacher, crop_hw, len(task.classes), recipe.teacher.factory)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    network = channels_last(network)
     to_input = FrameToInput(recipe.preprocess)
     loss = SegmentationLoss(recipe.loss, task.ignore_label, frames.class_share(len(task.classes)))
     objective = _FrameObjective(network, to_input, loss, teacher)

@@ -19,7 +19,7 @@ from torch import Tensor, nn  # noqa: E402
 from edge_sdk.distill.distil import distill, load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
 from edge_sdk.distill.loop import Objective, fit  # noqa: E402
-from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402
+from edge_sdk.distill.modules import load_module, read_checkpoint, read_weights, save_checkpoint  # noqa: E402
 from edge_sdk.distill.recipes import DistillRecipe, LoopSettings, ModuleSettings, Optimiser, TrainRecipe  # noqa: E402
 from edge_sdk.distill.train import frame_miou, train_teacher  # noqa: E402
 from edge_sdk.errors import CheckpointError, EdgeSdkError, RecipeError, ShapeError  # noqa: E402
@@ -242,6 +242,18 @@ def test_training_from_a_teacher_alone_needs_no_labels(tmp_path: Path, teacher: 
     assert train_teacher(recipe).figures["loss"] > 0
     with pytest.raises(RecipeError, match="expected labels, but frame 0"):
         train_teacher(train_recipe(tmp_path / "other", data=[folder]))
+
+
+def test_training_begins_from_another_width(tmp_path: Path, teacher: Path) -> None:
+    wider = {"factory": "tests.nets:tiny", "arguments": {"classes": 6}}
+    still = {"lr": 1e-9, "weight_decay": 0.0}
+    recipe = train_recipe(tmp_path / "out", module=wider, start=teacher, optimiser=still)
+    train_teacher(recipe)
+    named = dict(nets.tiny(6).named_parameters())
+    given, got = read_weights(teacher), weights(tmp_path / "out" / "model.pt")
+    assert all(torch.allclose(got[name], given[name], atol=1e-6) for name in named)
+    with pytest.raises(RecipeError, match="both name weights to begin from"):
+        train_recipe(tmp_path, module={**TINY, "checkpoint": str(teacher)}, start=str(teacher))
 
 
 def test_networks_that_give_other_classes_are_refused(tmp_path: Path, teacher: Path) -> None:

@@ -20,6 +20,7 @@ from edge_sdk.adapt.settings import AdaptSettings
 from edge_sdk.adapt.trainer.boxes import box_weights
 from edge_sdk.adapt.trainer.loss import online_loss
 from edge_sdk.adapt.trainer.recall import Memory, TeacherFrame, frame_from, frame_state
+from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.frames import FrameToInput
 from edge_sdk.distill.online import OnlinePair
 from edge_sdk.distill.recipes import Preprocess
@@ -90,7 +91,7 @@ class Learner:
     ) -> None:  # fmt: skip
         self.pair, self.task, self.settings = pair.eval(), task, settings
         # In this order of axes an update takes three quarters of the time.
-        self.pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        channels_last(self.pair)
         self._to_input, self._stride = FrameToInput(preprocess), decode_stride
         self._trained = _chosen(pair, trained)
         self._parameters = list(self._trained.values())

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.clips.data import ClipSet
 from edge_sdk.distill.clips.network import ClipNetwork, Seen, describe
 from edge_sdk.distill.clips.objective import Clips, Sight
@@ -42,7 +43,7 @@ def make_clip_network(settings: ModuleSettings) -> ClipNetwork:
         )
     # Convolutions of small frames train faster so on CPUs; those over time too have no such format.
     if all(parameter.ndim < 5 for parameter in network.parameters()):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        channels_last(network)
     return network
 
 
