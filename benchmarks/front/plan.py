@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from settings import FACTORY, INT8, SCENES, Benchmark, Course, Scene
 
+from edge_sdk.compile import ExportRecipe
 from edge_sdk.distill import DistillRecipe, TrainRecipe
+from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, MotionSettings
 from edge_sdk.distill.recipes import (
     Augment,
     DeltaLoss,
@@ -26,6 +29,8 @@ from edge_sdk.profile.prepare.recipe import ProfileRecipe
 from edge_sdk.tasks import TaskSpec
 
 TEACHER, GAMMA4 = "teacher", "gamma4"
+_PAIR_LOSS = TaskLoss(source="both", class_weights="log", teacher_weight=1.0)
+_PAIR_AUGMENT = partial(Augment, scale=(1.0, 1.5), colour=0.1)
 
 
 def task_of(scene: Scene) -> TaskSpec:
@@ -48,6 +53,16 @@ def teacher(plan: Benchmark) -> ModuleSettings:
 def net_name(width: int) -> str:
     """Of the network of that width for every frame."""
     return f"width{width}"
+
+
+def joined_name(width: int) -> str:
+    """Of the pair of the teacher and the network of that width."""
+    return f"joined{width}"
+
+
+def alone_name(width: int) -> str:
+    """Of that network on every frame, after it has learned in the pair too."""
+    return f"width{width}_after"
 
 
 def pair_name(precision: str, budget: float) -> str:
@@ -77,6 +92,7 @@ def _frames(
     return TrainRecipe(
         out=plan.folder / name,
         module=module(plan, width),
+        start=given.checkpoint if given is not None else None,
         teacher=given,
         task=task_of(scene),
         data=scene.stills,
@@ -120,41 +136,86 @@ def pair_recipe(plan: Benchmark, precision: str, budget: float, budget_ms: float
         table=plan.folder / f"cost_{precision}" / "table.json", budget_ms=budget_ms, until=plan.until
     )
     quantization = QuantizationSettings() if precision == "int8" else None
-    return _pair(plan, pair_name(precision, budget), delta_of(plan), search=search, quantization=quantization)
+    return _pair(
+        plan,
+        pair_name(precision, budget),
+        delta_of(plan),
+        plan.pair_course,
+        search=search,
+        quantization=quantization,
+    )
 
 
 def gamma4_recipe(plan: Benchmark) -> DistillRecipe:
     """The published form: low rank by 4, a join a layer."""
-    return _pair(plan, GAMMA4, DeltaSettings(gamma=4, candidates="low_rank"))
+    return _pair(plan, GAMMA4, DeltaSettings(gamma=4, candidates="low_rank"), plan.gamma4_course)
 
 
-def _pair(
-    plan: Benchmark, name: str, delta: DeltaSettings, *, search: SearchSettings | None = None,
-    quantization: QuantizationSettings | None = None,
-) -> DistillRecipe:  # fmt: skip
+def joined_recipe(plan: Benchmark, width: int) -> CrossRecipe:
+    """A pair of whole networks: the narrower one answers, corrected by what it missed at the keyframe."""
+    scene, course = SCENES[plan.scene], plan.join_course
+    return CrossRecipe(
+        kind="cross",
+        out=plan.folder / joined_name(width),
+        teacher=teacher(plan),
+        student=module(plan, width, plan.folder / net_name(width) / "model.pt"),
+        task=task_of(scene),
+        scale=1.0,
+        confidence=plan.confidence,
+        motion=MotionSettings(**plan.motion),  # type: ignore[arg-type]  # checked when it is made
+        data=_pairs_of(plan),
+        validation=scene.validation,
+        intervals=plan.teacher.intervals,
+        preprocess=_preprocess(scene),
+        augment=_PAIR_AUGMENT(crop_hw=scene.crop_hw),
+        loss=CrossLoss(task=_PAIR_LOSS),
+        optimiser=_optimiser(course, 1.0),
+        loop=_loop(course, course.steps),
+    )
+
+
+def joined_recipes(plan: Benchmark) -> dict[str, CrossRecipe]:
+    """Those pairs by name."""
+    return {joined_name(width): joined_recipe(plan, width) for width in plan.teacher.nets}
+
+
+def _pairs_of(plan: Benchmark) -> PairData:
     scene = SCENES[plan.scene]
-    data = PairData(
+    return PairData(
         stills=scene.stills, motion=Motion(max_gap=plan.max_gap), video=scene.video,
         video_share=0.25 if scene.video else None, max_gap=scene.video_gap,
     )  # fmt: skip
+
+
+def _pair(
+    plan: Benchmark, name: str, delta: DeltaSettings, course: Course, *, search: SearchSettings | None = None,
+    quantization: QuantizationSettings | None = None,
+) -> DistillRecipe:  # fmt: skip
+    scene = SCENES[plan.scene]
     return DistillRecipe(
         out=plan.folder / name,
         teacher=teacher(plan),
         task=task_of(scene),
         delta=delta,
         search=search,
-        data=data,
+        data=_pairs_of(plan),
         validation=scene.validation,
         intervals=plan.teacher.intervals,
         preprocess=_preprocess(scene),
-        augment=Augment(crop_hw=scene.crop_hw, scale=(1.0, 1.5), colour=0.1),
-        loss=DeltaLoss(
-            task=TaskLoss(source="both", class_weights="log", teacher_weight=1.0),
-            feature=0.1, feature_until=0.5, feature_scale="layer",
-        ),
-        optimiser=_optimiser(plan.pair_course, 1.0),
+        augment=_PAIR_AUGMENT(crop_hw=scene.crop_hw),
+        loss=DeltaLoss(task=_PAIR_LOSS, feature=0.1, feature_until=0.5, feature_scale="layer"),
+        optimiser=_optimiser(course, 1.0),
         quantization=quantization,
-        loop=_loop(plan.pair_course, plan.pair_course.steps),
+        loop=_loop(course, course.steps),
+    )  # fmt: skip
+
+
+def export_recipe(plan: Benchmark, out: Path, network: ModuleSettings) -> ExportRecipe:
+    """The bundle of a network for every frame, as of those that know all that themselves."""
+    scene = SCENES[plan.scene]
+    return ExportRecipe(
+        out=out, module=network, task=task_of(scene), preprocess=_preprocess(scene), frame_hw=scene.frame_hw,
+        decode_stride=2,
     )  # fmt: skip
 
 
@@ -162,7 +223,9 @@ def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
     """Everything in one run."""
     return FrontRecipe(
         teacher=bundle_of(plan, TEACHER),
-        nets=tuple(bundle_of(plan, net_name(width)) for width in plan.teacher.nets),
+        nets=tuple(
+            bundle_of(plan, name(width)) for name in (net_name, alone_name) for width in plan.teacher.nets
+        ),
         pairs=tuple(pairs),
         source=SCENES[plan.scene].validation,
         intervals=plan.teacher.intervals,

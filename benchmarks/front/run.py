@@ -28,6 +28,10 @@ from edge_sdk.cli.progress import RichProgress
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.compile.calibrate import CalibrateRecipe, DrawSettings, calibrate
 from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
+from edge_sdk.distill.cross import distill_cross, load_cross
+from edge_sdk.distill.cross_recipe import CrossRecipe
+from edge_sdk.distill.modules import save_checkpoint
+from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.evaluate.front import Front, measure_front
 from edge_sdk.files import write_text
 from edge_sdk.profile.prepare.stage import profile
@@ -49,12 +53,15 @@ class Job:
 def jobs(plan: Benchmark) -> dict[str, Job]:
     """Every training and cost table by name, in an order in which what is needed comes before."""
     found = {plans.TEACHER: _training(plans.teacher_recipe(plan), ())}
-    for name, recipe in plans.net_recipes(plan).items():
-        found[name] = _training(recipe, (plans.TEACHER,))
+    for name, given in plans.net_recipes(plan).items():
+        found[name] = _training(given, (plans.TEACHER,))
+    for width in plan.teacher.nets:
+        recipe = plans.joined_recipe(plan, width)
+        found[plans.joined_name(width)] = _training(recipe, (plans.TEACHER, plans.net_name(width)))
     found[plans.GAMMA4] = _training(plans.gamma4_recipe(plan), (plans.TEACHER,))
     for precision in plan.precisions:
-        recipe = plans.profile_recipe(plan, precision)
-        found[f"cost_{precision}"] = Job(recipe.out / "table.json", (), partial(_profile, recipe))
+        table = plans.profile_recipe(plan, precision)
+        found[f"cost_{precision}"] = Job(table.out / "table.json", (), partial(_profile, table))
         for budget in plan.teacher.budgets:
             name = plans.pair_name(precision, budget)
             after = (plans.TEACHER, f"cost_{precision}")
@@ -63,9 +70,12 @@ def jobs(plan: Benchmark) -> dict[str, Job]:
     return found
 
 
-def _training(recipe: TrainRecipe | DistillRecipe, after: tuple[str, ...]) -> Job:
+def _training(recipe: TrainRecipe | DistillRecipe | CrossRecipe, after: tuple[str, ...]) -> Job:
     if isinstance(recipe, TrainRecipe):
         return Job(recipe.out / "model.pt", after, lambda progress: train_teacher(recipe, progress=progress))
+    if isinstance(recipe, CrossRecipe):
+        student = recipe.out / "student.pt"
+        return Job(student, after, lambda progress: distill_cross(recipe, progress=progress))
     return Job(recipe.out / "student.pt", after, lambda progress: distill(recipe, progress=progress))
 
 
@@ -93,18 +103,27 @@ def run(plan: Benchmark, every: dict[str, Job], progress: Progress) -> None:
         sys.stderr.write(f"   {spent_s / 60:.1f} min so far, about {left_s / 60:.0f} min left\n")
 
 
-def built(plan: Benchmark, name: str, checkpoint: Path, progress: Progress) -> Bundle:
-    """The bundle of a network or pair, in float32 and INT8; made anew where its checkpoint is newer."""
+def built(
+    plan: Benchmark, name: str, checkpoint: Path, progress: Progress, alone: ModuleSettings | None = None
+) -> Bundle:
+    """The bundle of a network or pair, in float32 and INT8; made anew where its checkpoint is newer.
+
+    Args:
+        alone: instead of the pair in ``checkpoint`` its student on every frame, a network of this kind.
+    """
     scene, folder = SCENES[plan.scene], plans.bundle_of(plan, name)
     manifest = folder / "manifest.json"
     if manifest.is_file() and manifest.stat().st_mtime > checkpoint.stat().st_mtime:
         found = Bundle.open(folder)
         if INT8 in found.manifest.variants:
             return found
-    bundle = export(
-        ExportRecipe(out=folder, checkpoint=checkpoint, frame_hw=scene.frame_hw, decode_stride=2),
-        progress=progress,
-    )
+    recipe = ExportRecipe(out=folder, checkpoint=checkpoint, frame_hw=scene.frame_hw, decode_stride=2)
+    if alone is not None:
+        weights = folder.with_suffix(".pt")
+        save_checkpoint(weights, {"state_dict": load_cross(checkpoint)[0].student.network.state_dict()})
+        network = alone.model_copy(update={"checkpoint": weights})
+        recipe = plans.export_recipe(plan, folder, network)
+    bundle = export(recipe, progress=progress)
     recorded = folder.with_suffix(".npz")
     recorded.unlink(missing_ok=True)
     calibrate(
@@ -115,10 +134,10 @@ def built(plan: Benchmark, name: str, checkpoint: Path, progress: Progress) -> B
         ),
         progress=progress,
     )
-    recipe = BuildRecipe(
+    int8 = BuildRecipe(
         bundle=bundle.path, calibration=recorded, backends=("onnxruntime",), precisions=("int8",)
     )
-    return build(recipe, progress=progress).bundle
+    return build(int8, progress=progress).bundle
 
 
 def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Front:
@@ -126,11 +145,14 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
     trained = {name: job.result for name, job in every.items() if job.result.suffix == ".pt"}
     missing = [name for name, result in trained.items() if not result.is_file()]
     pairs = [name for name in trained if trained[name].name == "student.pt" and name not in missing]
-    needed = [plans.TEACHER, *plans.net_recipes(plan)]
-    if lacking := [name for name in missing if name in needed] or ([] if pairs else missing):
+    joined = {plans.joined_name(width): width for width in plan.teacher.nets}
+    needed = [plans.TEACHER, *plans.net_recipes(plan), *joined]
+    if lacking := [name for name in missing if name in needed]:
         raise SystemExit(f"{lacking[0]}: not trained yet: {COMMAND} --only {lacking[0]}")
-    for name in (*needed, *pairs):
+    for name in (plans.TEACHER, *plans.net_recipes(plan), *pairs):
         built(plan, name, trained[name], progress)
+    for name, width in joined.items():
+        built(plan, plans.alone_name(width), trained[name], progress, alone=plans.module(plan, width))
     recipe = plans.front_recipe(plan, [plans.bundle_of(plan, name) for name in pairs])
     found = measure_front(recipe, progress=progress)
     found.write_report(plan.folder / "front")
@@ -149,7 +171,7 @@ def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[
     suffix = "" if plan.scene == "camvid" else f"_{plan.scene}"
     folder = Path(plan.results)
     write_text(folder / f"RESULTS{suffix}.md", words.results(plan, found, tables, proofs, missing, COMMAND))
-    found.save(folder / f"results{suffix}.json")
+    write_text(folder / f"results{suffix}.json", found.to_json() + "\n")
     return proofs
 
 

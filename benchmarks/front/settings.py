@@ -88,14 +88,15 @@ class Teacher:
 
     Args:
         width: of the teacher.
-        nets: widths of the networks for every frame.
+        nets: widths of the networks for every frame. Each is also the student of a pair that is joined at the class
+            logits.
         budgets: of a delta step, as shares of the cost table's reference student, whose every unit is the first
             candidate.
         intervals: of the front.
     """
 
     width: int = 32
-    nets: tuple[int, ...] = (8, 12, 16, 20, 24)
+    nets: tuple[int, ...] = (8, 12, 16, 24)
     budgets: tuple[float, ...] = (0.55, 0.75, 0.95)
     intervals: tuple[int, ...] = (5, 10, 20)
 
@@ -118,6 +119,8 @@ class Benchmark:
 
     Args:
         units: what the student of each part of the teacher may be.
+        motion: how the joined pairs look for motion; sides of blocks are in pixels of the networks' input.
+        confidence: channels of what learns where their correction holds.
         max_gap: largest distance from the keyframe that students learn from.
         precisions: each is searched with its own cost table.
         rounds, check: of the cost tables.
@@ -129,7 +132,10 @@ class Benchmark:
     scene: str = "camvid"
     teacher: Teacher = Teacher()
     teacher_course: Course = Course(steps=5000, batch=6, lr=1.5e-3)
-    net_course: Course = Course(steps=5000, batch=6, lr=1.5e-3, seed=3)
+    # Networks begin from every second or third channel of the teacher, and so need less.
+    net_course: Course = Course(steps=1200, batch=6, lr=1.5e-3, seed=3)
+    join_course: Course = Course(steps=600, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    gamma4_course: Course = Course(steps=300, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     pair_course: Course = Course(steps=2200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     units: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
@@ -138,6 +144,10 @@ class Benchmark:
         }
     )
     rank_multiple: int = 16
+    motion: dict[str, int | str] = field(
+        default_factory=lambda: {"radius": 3, "stride": 16, "channels": 8, "feature_at": "stage2"}
+    )
+    confidence: int = 16
     max_gap: int = 19
     until: float = 0.3
     precisions: tuple[str, ...] = ("float32", "int8")
@@ -159,7 +169,9 @@ FULL = Benchmark()
 _FEW = Course(steps=4, batch=2, lr=1e-3)
 # Minutes become seconds and figures mean nothing: whether the whole way can be gone.
 TRIAL = replace(
-    FULL, teacher=Teacher(width=8, nets=(2, 4), budgets=(0.6, 0.9), intervals=(2, 4)), teacher_course=_FEW,
-    net_course=_FEW, pair_course=_FEW, rank_multiple=1, rounds=10, check=2, repeats=2, calibration=2, limit=8,
+    FULL,
+    teacher=Teacher(width=8, nets=(2, 4), budgets=(0.6, 0.9), intervals=(2, 4)),
+    teacher_course=_FEW, net_course=_FEW, join_course=_FEW, gamma4_course=_FEW, pair_course=_FEW,
+    rank_multiple=8, rounds=10, check=2, repeats=2, calibration=2, limit=8,
     runs=Path("runs/front_trial"), results=Path("runs/front_trial"),
 )  # fmt: skip
