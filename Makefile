@@ -17,8 +17,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/edge-sdk demo $(DEMO_ARGS)
 
+# A process a core, up to four; tests of one file share what they set up.
 test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -79,6 +79,7 @@ TENSORRT_TESTS = [
 DEV = [
     "pytest>=9,<10",
     "pytest-timeout>=2.4,<3",
+    "pytest-xdist>=3.8,<4",
     "hypothesis>=6.168,<7",
     "ruff>=0.17,<0.18",
     "mypy>=2.4,<2.5",

@@ -133,9 +133,9 @@ class Benchmark:
     teacher: Teacher = Teacher()
     teacher_course: Course = Course(steps=5000, batch=6, lr=1.5e-3)
     # Networks begin from every second or third channel of the teacher, and so need less.
-    net_course: Course = Course(steps=1200, batch=6, lr=1.5e-3, seed=3)
-    join_course: Course = Course(steps=600, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
-    gamma4_course: Course = Course(steps=300, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    net_course: Course = Course(steps=1000, batch=6, lr=1.5e-3, seed=3)
+    join_course: Course = Course(steps=500, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    gamma4_course: Course = Course(steps=250, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     pair_course: Course = Course(steps=2200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     units: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
