@@ -47,7 +47,7 @@ def claims(plan: Benchmark, found: Front, tables: dict[str, CostTable]) -> list[
 
 
 def _recovered(found: Front, engine: str, interval: int, asked: float) -> Claim:
-    text = f"{engine}, K={interval}: the best searched pair recovers at least {asked}"
+    text = f"{engine}, K={interval}: the best pair recovers at least {asked}"
     rows = [row for row in _pairs(found, engine, interval) if row.who != GAMMA4]
     shares = {
         row.who: row.recovered.share for row in rows if row.recovered and row.recovered.share is not None
@@ -93,6 +93,8 @@ def results(
         "the way from the best per-frame network of the same mean latency (interpolated between the widths) to the "
         "teacher, the share that a pair goes; in brackets where it is faster than every network, beside the fastest.",
         "",
+        *_who(plan),
+        "",
         "| precision | who | K | mIoU | mean ms (IQR) | speed-up | ms between keyframes | recovered | state MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_line(row) for row in found.rows),
@@ -114,6 +116,24 @@ def results(
     if missing:
         lines += ["", f"Not made, and so left out: {', '.join(missing)}."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _who(plan: Benchmark) -> list[str]:
+    """What the rows are, and how long each learned."""
+    nets, joined, gamma4 = plan.net_course, plan.join_course, plan.gamma4_course
+    return [
+        f"- `teacher`: {plan.teacher_course.steps} steps of {plan.teacher_course.batch} labelled frames.",
+        "- `widthN`: a network for every frame, taught by the teacher and the labels; begins from channels of the "
+        f"teacher: {nets.steps} steps of {nets.batch}.",
+        "- `joinedN`: the pair of the teacher and widthN, which learns on with confidence and motion: "
+        f"{joined.steps} steps of {joined.batch} pairs of frames.",
+        "- `widthN_after`: that pair's student alone on every frame, so that no pair's student has learned more than "
+        "a rival.",
+        f"- `{GAMMA4}`: the published delta layers, low rank by 4, from the teacher: {gamma4.steps} steps of "
+        f"{gamma4.batch} pairs.",
+        "- others: students of single blocks, searched under a budget with the cost table, "
+        f"{plan.pair_course.steps} steps of {plan.pair_course.batch} pairs.",
+    ]
 
 
 def _line(row: FrontRow) -> str:
