@@ -18,8 +18,9 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.cli.progress import RichProgress
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.distill import TrainRecipe, train_teacher
-from edge_sdk.distill.cross import distill_cross, load_cross
+from edge_sdk.distill.cross import load_cross
 from edge_sdk.distill.cross_recipe import CrossRecipe
+from edge_sdk.distill.cross_training import distill_cross
 from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.evaluate import EvaluateRecipe, Evaluation, evaluate

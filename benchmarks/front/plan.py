@@ -163,7 +163,7 @@ def joined_recipe(plan: Benchmark, width: int) -> CrossRecipe:
         scale=1.0,
         confidence=plan.confidence,
         motion=MotionSettings(**plan.motion),  # type: ignore[arg-type]  # checked when it is made
-        data=_pairs_of(plan),
+        data=PairData(stills=scene.stills, motion=Motion(max_gap=plan.join_gap), between=plan.between),
         validation=scene.validation,
         intervals=plan.teacher.intervals,
         preprocess=_preprocess(scene),
@@ -179,26 +179,22 @@ def joined_recipes(plan: Benchmark) -> dict[str, CrossRecipe]:
     return {joined_name(width): joined_recipe(plan, width) for width in plan.teacher.nets}
 
 
-def _pairs_of(plan: Benchmark) -> PairData:
-    scene = SCENES[plan.scene]
-    return PairData(
-        stills=scene.stills, motion=Motion(max_gap=plan.max_gap), video=scene.video,
-        video_share=0.25 if scene.video else None, max_gap=scene.video_gap,
-    )  # fmt: skip
-
-
 def _pair(
     plan: Benchmark, name: str, delta: DeltaSettings, course: Course, *, search: SearchSettings | None = None,
     quantization: QuantizationSettings | None = None,
 ) -> DistillRecipe:  # fmt: skip
     scene = SCENES[plan.scene]
+    data = PairData(
+        stills=scene.stills, motion=Motion(max_gap=plan.max_gap), video=scene.video,
+        video_share=0.25 if scene.video else None, max_gap=scene.video_gap,
+    )  # fmt: skip
     return DistillRecipe(
         out=plan.folder / name,
         teacher=teacher(plan),
         task=task_of(scene),
         delta=delta,
         search=search,
-        data=_pairs_of(plan),
+        data=data,
         validation=scene.validation,
         intervals=plan.teacher.intervals,
         preprocess=_preprocess(scene),

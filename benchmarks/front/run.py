@@ -28,8 +28,9 @@ from edge_sdk.cli.progress import RichProgress
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.compile.calibrate import CalibrateRecipe, DrawSettings, calibrate
 from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
-from edge_sdk.distill.cross import distill_cross, load_cross
+from edge_sdk.distill.cross import load_cross
 from edge_sdk.distill.cross_recipe import CrossRecipe
+from edge_sdk.distill.cross_training import distill_cross
 from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.evaluate.front import Front, measure_front

@@ -120,6 +120,8 @@ class Benchmark:
     Args:
         units: what the student of each part of the teacher may be.
         motion: how the joined pairs look for motion; sides of blocks are in pixels of the networks' input.
+        join_gap, between: largest distance from the keyframe that they learn from, and the frames that they see
+            between; those of this benchmark's videos may be too far apart to be followed, so they come from stills.
         confidence: channels of what learns where their correction holds.
         max_gap: largest distance from the keyframe that students learn from.
         precisions: each is searched with its own cost table.
@@ -134,7 +136,7 @@ class Benchmark:
     teacher_course: Course = Course(steps=5000, batch=6, lr=1.5e-3)
     # Networks begin from every second or third channel of the teacher, and so need less.
     net_course: Course = Course(steps=1000, batch=6, lr=1.5e-3, seed=3)
-    join_course: Course = Course(steps=500, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    join_course: Course = Course(steps=450, batch=3, lr=8e-4, weight_decay=0.01, seed=2)
     gamma4_course: Course = Course(steps=250, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     pair_course: Course = Course(steps=2200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     units: dict[str, tuple[str, ...]] = field(
@@ -144,9 +146,17 @@ class Benchmark:
         }
     )
     rank_multiple: int = 16
-    motion: dict[str, int | str] = field(
-        default_factory=lambda: {"radius": 3, "stride": 16, "channels": 8, "feature_at": "stage2"}
+    motion: dict[str, int | str | bool] = field(
+        default_factory=lambda: {
+            "radius": 2,
+            "stride": 8,
+            "channels": 8,
+            "feature_at": "stage2",
+            "follow": True,
+        }
     )
+    join_gap: int = 12
+    between: int = 2
     confidence: int = 16
     max_gap: int = 19
     until: float = 0.3

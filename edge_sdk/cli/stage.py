@@ -60,7 +60,9 @@ TRAININGS: dict[str, dict[str, Kind]] = {
     "distill": {
         "delta": Kind("edge_sdk.distill:DistillRecipe", "edge_sdk.distill:distill"),
         "clips": Kind("edge_sdk.distill:ClipDistillRecipe", "edge_sdk.distill:distill_clips"),
-        "cross": Kind("edge_sdk.distill.cross_recipe:CrossRecipe", "edge_sdk.distill.cross:distill_cross"),
+        "cross": Kind(
+            "edge_sdk.distill.cross_recipe:CrossRecipe", "edge_sdk.distill.cross_training:distill_cross"
+        ),
         "skip": Kind("edge_sdk.distill.skip:SkipRecipe", "edge_sdk.distill.skip.train:train_skip"),
     },
 }

@@ -9,43 +9,34 @@ step keeps what the student missed of the teacher's answer, and later answers ar
 
 The confidence m is a sigmoid of how far the student's class shares moved since the keyframe, and of what a small
 convolution makes of both of them, class by class. With motion, r and the keyframe's shares are first fetched from
-where their places were, see :mod:`edge_sdk.distill.motion`.
+where their places were, see :mod:`edge_sdk.distill.motion`; training is in :mod:`edge_sdk.distill.cross_training`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.correction import Confidence, kept, shares_of
-from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, Join, MotionSettings
-from edge_sdk.distill.distil import DistillReport, stream_miou
-from edge_sdk.distill.frames import FrameSet, FrameToInput, shrunk
-from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
-from edge_sdk.distill.losses import SegmentationLoss
-from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint, save_checkpoint
-from edge_sdk.distill.motion import Motion, carried, fetched, rows_at, size_of_table, table_of
-from edge_sdk.distill.pairs import PairSampler
+from edge_sdk.distill.cross_recipe import CrossRecipe, Join, MotionSettings
+from edge_sdk.distill.frames import shrunk
+from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint
+from edge_sdk.distill.motion import Motion, fetched, rows_at, size_of_table, table_of
 from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.distill.steps import TRUST, State, StepPair
-from edge_sdk.distill.taps import check_features, drawn_to, feature_loss, map_shape, noted, size_of
-from edge_sdk.distill.train import check_logits, frame_miou
+from edge_sdk.distill.taps import drawn_to, map_shape, noted, size_of
 from edge_sdk.errors import CheckpointError, RecipeError
-from edge_sdk.progress import Progress
-from edge_sdk.revision import commit_of_sources
 from edge_sdk.settings import parse_settings
 
 KIND = "cross"
 # What the frozen teacher's tensors are called in the pair.
-_TEACHER = "teacher."
+TEACHER = "teacher."
 
 
 class SmallInput(nn.Module):
@@ -104,6 +95,7 @@ class CrossPair(StepPair):
         confidence: weighs the correction; None corrects in full.
         motion: where the correction is fetched; None from the same place.
         motion_at: the student's module whose maps show motion; empty for its class logits.
+        follow: whether motion is looked for since the frame before, and added up.
     """
 
     method = "cross_resolution"
@@ -111,11 +103,12 @@ class CrossPair(StepPair):
 
     def __init__(
         self, teacher: nn.Module, student: SmallInput, join: Join, confidence: Confidence | None = None,
-        motion: Motion | None = None, motion_at: str = "",
+        motion: Motion | None = None, motion_at: str = "", follow: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.teacher, self.student = teacher.requires_grad_(False).eval(), student
         self.join, self.confidence, self.motion, self.motion_at = join, confidence, motion, motion_at
+        self.follow = follow
 
     def train(self, mode: bool = True) -> CrossPair:
         """Training mode of the student."""
@@ -127,7 +120,7 @@ class CrossPair(StepPair):
         """The teacher's logits (N, C, H, W), and with join ``correct`` the state of :meth:`delta`.
 
         ``residual``, and where there is a confidence the class shares ``student``, are maps of that size, or with
-        motion tables of them; ``seen`` is what motion is found by.
+        motion tables of them; ``seen`` is what motion is found by, and ``moved`` a table of motion so far.
         """
         target = self.teacher(x)
         if self.join == "replace":
@@ -139,24 +132,33 @@ class CrossPair(StepPair):
         if self.motion is not None and own.seen is not None:
             state = {name: table_of(maps) for name, maps in state.items()}
             state["seen"] = self.motion.kept(own.seen)
+            if self.follow:
+                state["moved"] = table_of(torch.zeros_like(target[:, :2]))
         return target, state
 
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The student's logits, corrected by ``state`` where there is one; nothing is rewritten.
+        """The student's logits, corrected by ``state`` where there is one.
 
-        Where there is a confidence, its mean is told as :data:`~edge_sdk.distill.steps.TRUST`.
+        A pair that follows rewrites ``seen`` and ``moved``, a table of where places were at the keyframe; others
+        rewrite nothing. Where there is a confidence, its mean is told as :data:`~edge_sdk.distill.steps.TRUST`.
         """
         own = self.answer(x)
         if self.join == "replace":
             return own.logits, {}
-        if self.motion is None:
+        rewritten: State = {}
+        if self.motion is None or own.seen is None:
             maps, size_hw = state, size_of(state["residual"])
         else:
             size_hw = size_of_table(state["residual"])
-            rows = rows_at(self.where(own, state["seen"], size_hw))
-            maps = {name: fetched(table, rows) for name, table in state.items() if name != "seen"}
+            where = self.where(own, state["seen"], size_hw)
+            if self.follow:
+                where = where + fetched(state["moved"], rows_at(where))
+                rewritten = {"seen": self.motion.kept(own.seen), "moved": table_of(where)}
+            rows = rows_at(where)
+            tables = {name: table for name, table in state.items() if name in ("residual", "student")}
+            maps = {name: fetched(table, rows) for name, table in tables.items()}
         answer, confidence = self.corrected(drawn_to(own.logits, size_hw), maps)
-        return answer, {} if confidence is None else {TRUST: confidence.mean()}
+        return answer, rewritten if confidence is None else {**rewritten, TRUST: confidence.mean()}
 
     def answer(self, x: Tensor) -> Answer:
         """The student's own, and what it sees motion by."""
@@ -193,70 +195,6 @@ class CrossPair(StepPair):
         return own + confidence * maps["residual"], confidence
 
 
-class CrossObjective(Objective):
-    """Losses of one batch of pairs: the pair's answer, the student's own, and its features against the teacher's."""
-
-    def __init__(
-        self, pair: CrossPair, to_input: FrameToInput, loss: CrossLoss, task_loss: SegmentationLoss
-    ) -> None:
-        super().__init__()
-        self.pair, self.to_input, self.settings, self.task_loss = pair, to_input, loss, task_loss
-
-    def weights(self) -> dict[str, Tensor]:
-        """All but the teacher, which stays as it is."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(f"pair.{_TEACHER}")}
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and its parts; both networks see both frames of every pair in one pass each.
-
-        Where nothing is kept of the earlier frame, they see the later one alone.
-        """
-        pair, weights = self.pair, self.settings
-        correct = pair.join == "correct"
-        frames = torch.cat([batch["first"], batch["frame"]]) if correct else batch["frame"]
-        x = self.to_input(frames).contiguous(memory_format=torch.channels_last)
-        at = weights.feature_at if weights.features else None
-        with torch.no_grad(), noted(pair.teacher, at) as taught:
-            target = pair.teacher(x).float()
-        with noted(pair.student.network, at) as learnt:
-            answer = pair.answer(x)
-        own, labels = drawn_to(answer.logits, size_of(target)).float(), batch["mask"].long()
-        count = len(labels)
-        now, later = own[-count:], target[-count:]
-        alone = feature = motion = target.new_zeros(())
-        corrected = now
-        if correct:
-            maps = kept(target[:count], own[:count])
-            if pair.motion is not None:
-                maps, motion = self._carried(maps, answer, target)
-            corrected, _ = pair.corrected(now, maps)
-            if weights.alone:
-                alone = self.task_loss(now, labels, later)
-        task = self.task_loss(corrected, labels, later)
-        if at is not None:
-            feature = feature_loss(learnt[0].float(), taught[0].float())
-        parts = {"task": task, "alone": alone, "feature": feature}
-        total = task + weights.alone * alone + weights.features * feature
-        if pair.motion is not None:
-            parts["motion"] = motion
-            total = total + weights.motion * motion
-        return total, {name: value.detach() for name, value in parts.items()}
-
-    def _carried(self, maps: State, answer: Answer, target: Tensor) -> tuple[State, Tensor]:
-        """What is kept of the earlier frames where it is in the later ones, and how far the teacher's answer to the
-        earlier ones, carried so, is from that to the later ones."""
-        pair = self.pair
-        if pair.motion is None or answer.seen is None:
-            raise TypeError("the pair does not look for motion")
-        first, seen = answer.seen.chunk(2)
-        size_hw = size_of(target)
-        where = pair.where(replace(answer, seen=seen), pair.motion.kept(first), size_hw)
-        earlier, later = target.chunk(2)
-        shown = carried(earlier, where).log_softmax(1)
-        divergence = F.kl_div(shown, later.log_softmax(1), log_target=True, reduction="none")
-        return {name: carried(value, where) for name, value in maps.items()}, divergence.sum(1).mean()
-
-
 def make_cross(recipe: CrossRecipe, example_hw: tuple[int, int]) -> CrossPair:
     """The pair before it is trained, in evaluation mode: both networks with the weights of their checkpoints.
 
@@ -285,8 +223,8 @@ def _assembled(
             confidence = Confidence(classes, recipe.confidence)
         if recipe.motion is not None:
             motion = _motion(recipe.motion, small, example_hw)
-    at = recipe.motion.feature_at if recipe.motion is not None else ""
-    return CrossPair(teacher, small, recipe.join, confidence, motion, at).eval()
+    at, follow = ("", False) if recipe.motion is None else (recipe.motion.feature_at, recipe.motion.follow)
+    return CrossPair(teacher, small, recipe.join, confidence, motion, at, follow).eval()
 
 
 def _motion(settings: MotionSettings, student: SmallInput, example_hw: tuple[int, int]) -> Motion:
@@ -301,55 +239,6 @@ def _motion(settings: MotionSettings, student: SmallInput, example_hw: tuple[int
             hint="Name an earlier module of the student, or raise motion.stride.",
         )
     return Motion(shape[1], pool, settings.radius, settings.channels)
-
-
-def distill_cross(
-    recipe: CrossRecipe, *, progress: Progress | None = None, resume: bool = True
-) -> DistillReport:
-    """Distil a student of smaller frames and write ``student.pt``, which holds the teacher too.
-
-    Raises:
-        RecipeError: data, factory or checkpoint cannot be used, or ``loss.feature_at`` names nothing comparable.
-        ShapeError: a network's output is not class logits.
-    """
-    task, labelled = recipe.task, recipe.loss.task.source == "labels"
-    commit = commit_of_sources()
-    sampler = PairSampler(recipe.data, recipe.augment, task, recipe.loop.batch, labelled=labelled)
-    held_out = FrameSet.read(recipe.validation, labelled=True, task=task) if recipe.validation else None
-    crop_hw = recipe.preprocess.size_hw or recipe.augment.crop_hw or sampler.frames.size_hw
-    pair = make_cross(recipe, crop_hw)
-    check_logits(pair.teacher, crop_hw, len(task.classes), recipe.teacher.factory)
-    named = recipe.student or recipe.teacher
-    check_logits(pair.student, crop_hw, len(task.classes), named.factory)
-    if recipe.loss.features:
-        check_features(pair.teacher, pair.student.network, recipe.loss.feature_at, crop_hw)
-    pair = channels_last(pair)
-    to_input = FrameToInput(recipe.preprocess)
-    share = sampler.frames.class_share(len(task.classes))
-    task_loss = SegmentationLoss(recipe.loss.task, task.ignore_label, share)
-    objective = CrossObjective(pair, to_input, recipe.loss, task_loss)
-    figures = fit(
-        objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
-        identity=recipe.model_dump(mode="json", exclude=FREE),
-        validate=(lambda: _table(objective, recipe, held_out)) if held_out else None, progress=progress,
-        resume=resume,
-    )  # fmt: skip
-    path = recipe.out / "student.pt"
-    meta = {
-        "kind": KIND, "recipe": recipe.model_dump(mode="json"), "figures": figures, "commit": commit,
-        "example_hw": list(crop_hw),
-    }  # fmt: skip
-    if is_writer():
-        weights = {name: value.contiguous() for name, value in pair.state_dict().items()}
-        save_checkpoint(path, {"state_dict": weights, "meta": meta})
-    return DistillReport(str(path), figures, ())
-
-
-def _table(objective: CrossObjective, recipe: CrossRecipe, held_out: FrameSet) -> dict[str, float]:
-    """mIoU by keyframe interval, and of the student by itself on every frame."""
-    pair, to_input, task = objective.pair, objective.to_input, recipe.task
-    figures = {f"miou_k{k}": stream_miou(pair, to_input, held_out, task, k) for k in (1, *recipe.intervals)}
-    return {**figures, "miou_alone": frame_miou(pair.student, to_input, held_out, task)}
 
 
 def load_cross(path: str | Path) -> tuple[CrossPair, CrossRecipe, dict[str, Any]]:

@@ -63,12 +63,15 @@ class MotionSettings(Settings):
         channels: of what is kept of each block, once for each of the (2 radius + 1)^2 shifts.
         feature_at: name of a module of the student whose maps show the motion, such as its last at 1/8 of the frame
             that still keeps details; empty takes its class logits, which show less of it.
+        follow: look for motion since the frame before instead of since the keyframe, and add it up. Motion is smaller
+            then, so blocks can be; the delta step rewrites a part of its state.
     """
 
     radius: Annotated[int, Field(ge=1, le=8)] = 2
     stride: Positive = 16
     channels: Positive = 8
     feature_at: str = ""
+    follow: bool = False
 
 
 class CrossRecipe(Settings):
@@ -116,4 +119,9 @@ class CrossRecipe(Settings):
             raise ValueError("'scale' 1 needs 'student', a trained network smaller than the teacher")
         if self.join == "replace" and self.motion is not None:
             raise ValueError("'motion' needs join 'correct': without state there is nothing to fetch")
+        follows = self.motion is not None and self.motion.follow
+        if self.data.between and not follows:
+            raise ValueError(
+                "'data.between' is for 'motion.follow': others see the two frames of a pair alone"
+            )
         return self

@@ -14,7 +14,7 @@ from edge_sdk.tasks.base import TaskSpec
 
 
 class PairSampler:
-    """Draws batches of pairs: the earlier frame, the later frame and the later frame's label.
+    """Draws batches of pairs: the earlier frame, the later frame and the later frame's label, and frames between.
 
     Args:
         data: sources and largest gap.
@@ -35,13 +35,13 @@ class PairSampler:
         self.frames = FrameSet.read(read, labelled=labelled, task=task)
         clips = self.frames.clips[: len(data.video)]
         for uri, (start, stop) in zip(data.video, clips, strict=True):
-            if stop - start < 2:
+            if stop - start < 2 + data.between:
                 raise RecipeError(
-                    f"'data.video': expected at least 2 consecutive frames, {uri} has {stop - start}.",
+                    f"'data.video': expected at least {2 + data.between} consecutive frames, {uri} has {stop - start}.",
                     hint="Single frames belong under data.stills.",
                 )
-        # Later frames of pairs: in a clip every frame but the first, and every still.
-        self._clip_start = {i: start for start, stop in clips for i in range(start + 1, stop)}
+        # Later frames of pairs: in a clip every frame with enough before it, and every still.
+        self._clip_start = {i: start for start, stop in clips for i in range(start + 1 + data.between, stop)}
         stills = range(clips[-1][1] if clips else 0, len(self.frames))
         self._later = np.array([*self._clip_start, *stills])
         self._chance = None
@@ -50,27 +50,43 @@ class PairSampler:
             self._chance[: len(self._clip_start)] = data.video_share / len(self._clip_start)
 
     def __call__(self, rng: np.random.Generator) -> Batch:
-        """One batch: ``first`` and ``frame`` (N, H, W, 3) uint8 BGR, ``mask`` (N, H, W) uint8, ``gap`` (N,) int64."""
-        rows = [self._pair(rng, int(index)) for index in rng.choice(self._later, self.batch, p=self._chance)]
-        first, frame, mask = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3))
-        return {"first": first, "frame": frame, "mask": mask, "gap": torch.tensor([row[3] for row in rows])}
+        """One batch: ``first`` and ``frame`` (N, H, W, 3) uint8 BGR, ``mask`` (N, H, W) uint8, ``gap`` (N,) int64.
 
-    def _pair(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        later = self.frames.images[index]
+        Where there are frames between them, these are ``between`` (N, S, H, W, 3), from the earliest on.
+        """
+        rows = [self._pair(rng, int(index)) for index in rng.choice(self._later, self.batch, p=self._chance)]
+        frames, mask = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(2))
+        batch = {"first": frames[:, 0], "frame": frames[:, -1], "mask": mask}
+        if self.data.between:
+            batch["between"] = frames[:, 1:-1]
+        return {**batch, "gap": torch.tensor([row[2] for row in rows])}
+
+    def _pair(self, rng: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Frames (2 + S, H, W, 3) from the first to the later one, its mask, and their distance."""
+        later, least = self.frames.images[index], 1 + self.data.between
+        # How far before the later frame each one is, in shares of the distance.
+        shares = [1 - i / least for i in range(least)]
         if index in self._clip_start:
-            gap = int(rng.integers(1, min(self.data.max_gap, index - self._clip_start[index]) + 1))
-            earlier = self.frames.images[index - gap]
+            gap = int(rng.integers(least, min(self.data.max_gap, index - self._clip_start[index]) + 1))
+            earlier = [self.frames.images[index - round(gap * share)] for share in shares]
         else:
             gap = int(rng.integers(1, self.data.motion.max_gap + 1))
-            earlier = moved(later, rng, self.data.motion, gap)
+            seed = rng.integers(2**63) if self.data.between else None
+            earlier = [
+                # Of one camera: the same motion, part of the way.
+                moved(
+                    later, rng if seed is None else np.random.default_rng(seed), self.data.motion, gap * share
+                )
+                for share in shares
+            ]
         view = View(rng, self.augment, self.frames.size_hw)
         mask = self.frames.masks[index]
         ignore = self.task.ignore_label
         known = mask if mask is not None else np.full(self.frames.size_hw, ignore, np.uint8)
-        return view.image(earlier), view.image(later), view.mask(known, ignore), gap
+        return np.stack([view.image(image) for image in (*earlier, later)]), view.mask(known, ignore), gap
 
 
-def moved(image: np.ndarray, rng: np.random.Generator, motion: Motion, gap: int) -> np.ndarray:
+def moved(image: np.ndarray, rng: np.random.Generator, motion: Motion, gap: float) -> np.ndarray:
     """The frame (H, W, 3) uint8 that a moving camera would have seen ``gap`` frames before or after ``image``."""
     height, width = image.shape[:2]
     shift = rng.normal(0, motion.shift * gap, 2) * (width, height)

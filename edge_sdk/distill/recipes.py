@@ -273,6 +273,8 @@ class PairData(Settings):
         max_gap: largest distance between the frames of a pair from video; drawn evenly from 1 for every pair.
         motion: for ``stills``.
         video_share: chance that a pair is from video where there are both kinds; ``None``: by their number of frames.
+        between: frames between those of a pair that are drawn too, at even distances, for students that go from frame
+            to frame; pairs from video then are at least so far apart.
     """
 
     video: tuple[str, ...] = ()
@@ -280,11 +282,16 @@ class PairData(Settings):
     max_gap: Positive = 9
     motion: Motion = Motion()
     video_share: Share | None = None
+    between: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _some(self) -> PairData:
         if not self.video and not self.stills:
             raise ValueError("expected sources under 'video' or 'stills'")
+        if self.video and self.max_gap <= self.between:
+            raise ValueError(
+                f"'max_gap': expected more than the {self.between} frames between, got {self.max_gap}"
+            )
         return self
 
 

@@ -18,14 +18,13 @@ from torch import Tensor, nn  # noqa: E402
 
 from edge_sdk.distill.correction import Confidence, confidence, kept, shift_of_shares  # noqa: E402
 from edge_sdk.distill.cross import (  # noqa: E402
-    CrossObjective,
     CrossPair,
     SmallInput,
-    distill_cross,
     load_cross,
     make_cross,
 )
 from edge_sdk.distill.cross_recipe import CrossRecipe  # noqa: E402
+from edge_sdk.distill.cross_training import CrossObjective, distill_cross  # noqa: E402
 from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
 from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
 from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402

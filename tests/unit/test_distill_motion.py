@@ -22,7 +22,8 @@ from edge_sdk.bundle import Bundle  # noqa: E402
 from edge_sdk.compile.calibration_set import CalibrationSet  # noqa: E402
 from edge_sdk.compile.quantize.variants import Quantizer  # noqa: E402
 from edge_sdk.distill.correction import Confidence, shares_of  # noqa: E402
-from edge_sdk.distill.cross import CrossPair, SmallInput, distill_cross, load_cross, make_cross  # noqa: E402
+from edge_sdk.distill.cross import CrossPair, SmallInput, load_cross, make_cross  # noqa: E402
+from edge_sdk.distill.cross_training import distill_cross  # noqa: E402
 from edge_sdk.distill.motion import Motion, carried, fetched, rows_at, table_of  # noqa: E402
 from edge_sdk.distill.steps import TRUST  # noqa: E402
 from edge_sdk.errors import RecipeError  # noqa: E402
