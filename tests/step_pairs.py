@@ -37,6 +37,10 @@ CLIPS = (*clip_nets.FAMILIES, "sliding")
 CROSSES: dict[str, dict[str, Any]] = {
     "cross": {},
     "cross_motion": {"motion": {"stride": 8, "radius": 1, "feature_at": "middle"}},
+    "cross_follow": {
+        "scale": 1.0,
+        "motion": {"stride": 8, "radius": 1, "feature_at": "middle", "follow": True},
+    },
     "cross_whole": {"scale": 1.0, "confidence": "none", "motion": {"stride": 8}},
 }
 PAIRS = (*CLIPS, *SKIPS, *CROSSES)

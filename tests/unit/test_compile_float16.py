@@ -289,6 +289,29 @@ def test_the_order_of_channels_is_folded_in_too(order: str) -> None:
     assert np.abs(after - before).max() < 1e-5 * np.abs(before).max()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_first_convolutions_are_folded(shared: bool) -> None:
+    """The keyframe step of a pair of whole networks has two, untrained ones of the same weights."""
+    model = pairs.recurrent_graph("keyframe")
+    stem = next(node for node in model.graph.node if node.name == "node_stem")
+    second = onnx.NodeProto()
+    second.CopyFrom(stem)
+    second.name, second.output[0] = "node_second", "second"
+    if not shared:
+        weight = numpy_helper.to_array(Wiring(model.graph).constants[stem.input[1]])
+        model.graph.initializer.append(numpy_helper.from_array(-2 * weight, "second.weight"))
+        second.input[1] = "second.weight"
+    model.graph.node.append(second)
+    model.graph.output.append(onnx.ValueInfoProto(name="second"))
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    assert fold_frame(folded) is not None
+    assert [node.input[0] for node in folded.graph.node if node.op_type == "Conv"].count(CENTRED) == 2
+    feeds = {"frame": pairs.images(1)[0]}
+    before, after = (session(graph, optimised=False).run(["second"], feeds)[0] for graph in (model, folded))
+    assert np.abs(after - before)[..., 1:, 1:].max() < 1e-5 * np.abs(before).max()
+
+
 def test_a_blank_byte_for_zeros(quantizer: Quantizer) -> None:
     """The border stands for what normalises to zero: byte 114 of a scale of 1/60 and a shift of -1.9."""
     folded = onnx.ModelProto()

@@ -23,13 +23,17 @@ from edge_sdk.compile.calibration_set import CalibrationSet  # noqa: E402
 from edge_sdk.compile.quantize.variants import Quantizer  # noqa: E402
 from edge_sdk.distill.correction import Confidence, shares_of  # noqa: E402
 from edge_sdk.distill.cross import CrossPair, SmallInput, load_cross, make_cross  # noqa: E402
-from edge_sdk.distill.cross_training import distill_cross  # noqa: E402
+from edge_sdk.distill.cross_training import CrossObjective, distill_cross  # noqa: E402
+from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
+from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
 from edge_sdk.distill.motion import Motion, carried, fetched, rows_at, table_of  # noqa: E402
+from edge_sdk.distill.pairs import PairSampler  # noqa: E402
+from edge_sdk.distill.recipes import Augment, PairData  # noqa: E402
 from edge_sdk.distill.steps import TRUST  # noqa: E402
 from edge_sdk.errors import RecipeError  # noqa: E402
 from edge_sdk.manifest import StepName  # noqa: E402
 from tests import clip_nets, step_pairs  # noqa: E402
-from tests.cross_recipes import CLASSES, SIZE_HW, module, recipe  # noqa: E402
+from tests.cross_recipes import CLASSES, CLIP, SIZE_HW, TASK, module, recipe  # noqa: E402
 
 
 def maps(seed: int, *shape: int) -> Tensor:
@@ -140,7 +144,68 @@ def test_the_keyframes_correction_follows_what_moves() -> None:
     assert off[moving] < 1e-4 < 0.1 < off[plain]
 
 
-@pytest.fixture(scope="module", params=["cross_motion", "cross_whole"])
+def test_motion_adds_up_where_it_is_followed() -> None:
+    """Five frames later the keyframe is further away than one step of motion reaches."""
+    teacher = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 3, 1))
+    first, inner = maps(0, 1, 3, 48, 48), (..., slice(9, -9), slice(9, -9))
+    off = {}
+    for follow in (False, True):
+        pair = CrossPair(
+            teacher, SmallInput(_Halves(), 1.0, 1), "correct", None, sharp(12, 1), "look", follow
+        ).eval()
+        with torch.no_grad():
+            _, state = pair.keyframe(first)
+            now = first
+            for _ in range(5):
+                now = shifted(now, 2, -2)
+                answer, rewritten = pair.delta(now, state)
+                assert set(rewritten) == ({"seen", "moved"} if follow else set())
+                state = state | rewritten
+        off[follow] = float((answer - teacher(now))[inner].abs().max())
+    assert off[True] < 1e-4 < 0.1 < off[False]
+
+
+def test_training_follows_as_the_steps_do(tmp_path: Path) -> None:
+    given = recipe(
+        tmp_path, scale=1.0, student=module(tmp_path, "other", 1), loss={"features": 0.0},
+        motion={"stride": 8, "feature_at": "2", "follow": True}, data={"between": 2},
+    )  # fmt: skip
+    pair = make_cross(given, SIZE_HW)
+    objective = CrossObjective(
+        pair, FrameToInput(given.preprocess), given.loss, SegmentationLoss(given.loss.task, 255)
+    )
+    sampler = PairSampler(given.data, given.augment, given.task, 2, labelled=True)
+    batch = sampler(np.random.default_rng(0))
+    assert batch["between"].shape == (2, 2, *batch["frame"].shape[1:])
+    frames = [batch["first"], *batch["between"].unbind(1), batch["frame"]]
+    inputs = [objective.to_input(frame) for frame in frames]
+    with torch.no_grad():
+        target, state = pair.keyframe(inputs[0])
+        for x in inputs[1:]:
+            answer, rewritten = pair.delta(x, state)
+            state = state | rewritten
+        seen = pair.answer(torch.cat(inputs))
+        corrected, motion = objective._corrected(seen.logits.split(2), seen, target, pair.teacher(inputs[-1]))
+    assert torch.allclose(corrected, answer, atol=1e-4)
+    assert float(motion) > 0
+
+
+def test_frames_between_are_on_the_way() -> None:
+    video = CLIP.replace("frames=6", "frames=12")
+    data = PairData(video=(video,), max_gap=6, between=2)
+    frames = FrameSet.read((video,), labelled=True)
+    sampler = PairSampler(data, Augment(flip=0.0, colour=0.0, scale=(1.0, 1.0)), TASK, 8, labelled=True)
+    batch = sampler(np.random.default_rng(0))
+    known = {image.tobytes(): index for index, image in enumerate(frames.images)}
+    for first, between, later, gap in zip(
+        batch["first"], batch["between"], batch["frame"], batch["gap"], strict=True
+    ):
+        places = [known[frame.numpy().tobytes()] for frame in (first, *between, later)]
+        assert places == sorted(set(places))
+        assert places[-1] - places[0] == gap >= 3
+
+
+@pytest.fixture(scope="module", params=["cross_motion", "cross_whole", "cross_follow"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return step_pairs.bundle(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -155,7 +220,10 @@ def test_int8_graphs_for_the_cpu_run_and_stay_close(bundle: Bundle) -> None:
     quantizer = Quantizer(bundle, cast("CalibrationSet", step_pairs.Passes(bundle)))
     written = quantizer.int8(Int8Settings(passes=None), "onnxruntime")
     assert {spec.name: spec.dtype for spec in written.variant.state}.keys() >= {"residual", "seen"}
-    assert all(spec.dtype == "uint8" for spec in written.variant.state)
+    # Motion that is added up stays exact, and so does what it is found by.
+    exact = {"moved", "seen"} if "moved" in {spec.name for spec in written.variant.state} else set()
+    for spec in written.variant.state:
+        assert spec.dtype == ("float32" if spec.name in exact else "uint8"), spec.name
     # They lie as the delta step reads them.
     assert not any(form.permutation for form in written.variant.forms.values())
     graphs: dict[StepName, Path | bytes] = {

@@ -45,39 +45,26 @@ class Preprocessing:
 
 
 def fold_frame(model: onnx.ModelProto) -> Preprocessing | None:
-    """Let the first convolution read the frame's bytes, dequantised with scale 1, in place.
+    """Let the first convolutions read the frame's bytes, dequantised with scale 1, in place.
 
-    Exact but for the outermost pixels: the convolution's padding becomes one byte for all channels, where it was a
-    zero after normalisation.
+    Exact but for the outermost pixels: the convolutions' padding becomes one byte for all channels, where it was a
+    zero after normalisation. Of a pair of whole networks each has a first convolution in the keyframe step.
 
     Returns:
-        what was folded, or None where the frame is resized first or its reader is no convolution with constant
+        what was folded, or None where the frame is resized first or read by anything but convolutions with constant
         weights; the model is then as it was.
     """
-    conv = _first_reader(model)
-    if conv is None:
-        return None
-    found = _affine(model, conv.input[0])
+    convs = _first_readers(model)
+    read = {conv.input[0] for conv in convs}
+    found = _affine(model, *read) if len(read) == 1 else None
     if found is None:
         return None
-    wiring = Wiring(model.graph)
-    weight = numpy_helper.to_array(wiring.constants[conv.input[1]])
-    bias = (
-        numpy_helper.to_array(wiring.constants[conv.input[2]])
-        if len(conv.input) > 2 and conv.input[2]
-        else np.zeros(len(weight), np.float32)
-    )
-    zero = found.blank
-    folded = np.einsum("oihw,ic->ochw", weight, found.matrix)
-    moved = bias + np.einsum("oihw,i->o", weight, found.shift + found.matrix @ np.full(3, float(zero)))
+    for conv in convs:
+        _fold_into(model, conv, found)
     height, width, _ = shape_of(_frame(model))
-    stem = conv.input[1].removesuffix(".weight")
-    conv.input[1] = add_constant(model, f"{stem}.on_bytes.weight", folded.astype(np.float32))
-    del conv.input[2:]
-    conv.input.append(add_constant(model, f"{stem}.on_bytes.bias", moved.astype(np.float32)))
     shape = add_constant(model, "frame.batched.shape", np.array([1, height, width, 3], np.int64))
     add_constant(model, _SCALE, np.array(1, np.float32))
-    add_constant(model, _ZERO, np.array(zero, np.uint8))
+    add_constant(model, _ZERO, np.array(found.blank, np.uint8))
     nodes = [
         helper.make_node("Reshape", [FRAME, shape], ["frame.batched"], name="frame_batched"),
         helper.make_node(
@@ -87,11 +74,31 @@ def fold_frame(model: onnx.ModelProto) -> Preprocessing | None:
             "DequantizeLinear", ["frame.planes", _SCALE, _ZERO], [CENTRED], name="frame_centred"
         ),
     ]
-    conv.input[0] = CENTRED
     model.graph.node.extend(nodes)
     sort_nodes(model)
     drop_unused(model)
     return found
+
+
+def _fold_into(model: onnx.ModelProto, conv: onnx.NodeProto, found: Preprocessing) -> None:
+    """Give a convolution the weights and bias with which it reads :data:`CENTRED`."""
+    constants = Wiring(model.graph).constants
+    weight = numpy_helper.to_array(constants[conv.input[1]])
+    bias = (
+        numpy_helper.to_array(constants[conv.input[2]])
+        if len(conv.input) > 2 and conv.input[2]
+        else np.zeros(len(weight), np.float32)
+    )
+    folded = np.einsum("oihw,ic->ochw", weight, found.matrix)
+    middle = found.shift + found.matrix @ np.full(3, float(found.blank))
+    moved = bias + np.einsum("oihw,i->o", weight, middle)
+    stem = conv.input[1].removesuffix(".weight")
+    if f"{stem}.on_bytes.weight" in constants:
+        stem = conv.name  # two convolutions had the same weights
+    conv.input[1] = add_constant(model, f"{stem}.on_bytes.weight", folded.astype(np.float32))
+    del conv.input[2:]
+    conv.input.append(add_constant(model, f"{stem}.on_bytes.bias", moved.astype(np.float32)))
+    conv.input[0] = CENTRED
 
 
 def range_of_bytes(found: Preprocessing) -> tuple[float, float]:
@@ -113,10 +120,11 @@ def _frame(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     return next(value for value in model.graph.input if value.name == FRAME)
 
 
-def _first_reader(model: onnx.ModelProto) -> onnx.NodeProto | None:
-    """The one convolution over three channels that all elementwise work on the frame leads to."""
+def _first_readers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The convolutions over three channels that all elementwise work on the frame leads to; none where it also leads
+    elsewhere."""
     wiring = Wiring(model.graph)
-    frontier, seen, found = [FRAME], set(), []
+    frontier, seen, found = [FRAME], set(), {}
     while frontier:
         for node in wiring.readers.get(frontier.pop(), []):
             if node.op_type in _ELEMENTWISE:
@@ -124,15 +132,18 @@ def _first_reader(model: onnx.ModelProto) -> onnx.NodeProto | None:
                     seen.add(node.name)
                     frontier += node.output
             else:
-                found.append(node)
-    names = {node.name for node in found}
-    if len(names) != 1 or found[0].op_type != "Conv":
-        return None
-    conv = found[0]
-    weight = wiring.constants.get(conv.input[1])
-    biases = [name for name in conv.input[2:] if name]
-    plain = weight is not None and weight.dims[1] == 3 and all(name in wiring.constants for name in biases)
-    return conv if plain else None
+                found[node.name] = node
+    convs = list(found.values())
+    return convs if all(_plain(conv, wiring) for conv in convs) else []
+
+
+def _plain(node: onnx.NodeProto, wiring: Wiring) -> bool:
+    """Whether it is a convolution over three channels with constant weights."""
+    if node.op_type != "Conv":
+        return False
+    weight = wiring.constants.get(node.input[1])
+    biases = [name for name in node.input[2:] if name]
+    return weight is not None and weight.dims[1] == 3 and all(name in wiring.constants for name in biases)
 
 
 def _affine(model: onnx.ModelProto, tensor: str) -> Preprocessing | None:
