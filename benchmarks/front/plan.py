@@ -174,11 +174,6 @@ def joined_recipe(plan: Benchmark, width: int) -> CrossRecipe:
     )
 
 
-def joined_recipes(plan: Benchmark) -> dict[str, CrossRecipe]:
-    """Those pairs by name."""
-    return {joined_name(width): joined_recipe(plan, width) for width in plan.teacher.nets}
-
-
 def _pair(
     plan: Benchmark, name: str, delta: DeltaSettings, course: Course, *, search: SearchSettings | None = None,
     quantization: QuantizationSettings | None = None,
@@ -219,8 +214,9 @@ def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
     """Everything in one run."""
     return FrontRecipe(
         teacher=bundle_of(plan, TEACHER),
-        nets=tuple(
-            bundle_of(plan, name(width)) for name in (net_name, alone_name) for width in plan.teacher.nets
+        nets=(
+            *(bundle_of(plan, net_name(width)) for width in plan.teacher.nets),
+            *(bundle_of(plan, alone_name(width)) for width in plan.teacher.students),
         ),
         pairs=tuple(pairs),
         source=SCENES[plan.scene].validation,

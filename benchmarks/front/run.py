@@ -56,7 +56,7 @@ def jobs(plan: Benchmark) -> dict[str, Job]:
     found = {plans.TEACHER: _training(plans.teacher_recipe(plan), ())}
     for name, given in plans.net_recipes(plan).items():
         found[name] = _training(given, (plans.TEACHER,))
-    for width in plan.teacher.nets:
+    for width in plan.teacher.students:
         recipe = plans.joined_recipe(plan, width)
         found[plans.joined_name(width)] = _training(recipe, (plans.TEACHER, plans.net_name(width)))
     found[plans.GAMMA4] = _training(plans.gamma4_recipe(plan), (plans.TEACHER,))
@@ -146,7 +146,7 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
     trained = {name: job.result for name, job in every.items() if job.result.suffix == ".pt"}
     missing = [name for name, result in trained.items() if not result.is_file()]
     pairs = [name for name in trained if trained[name].name == "student.pt" and name not in missing]
-    joined = {plans.joined_name(width): width for width in plan.teacher.nets}
+    joined = {plans.joined_name(width): width for width in plan.teacher.students}
     needed = [plans.TEACHER, *plans.net_recipes(plan), *joined]
     if lacking := [name for name in missing if name in needed]:
         raise SystemExit(f"{lacking[0]}: not trained yet: {COMMAND} --only {lacking[0]}")

@@ -88,8 +88,8 @@ class Teacher:
 
     Args:
         width: of the teacher.
-        nets: widths of the networks for every frame. Each is also the student of a pair that is joined at the class
-            logits.
+        nets: widths of the networks for every frame.
+        students: those of them that are also the student of a pair, joined at the class logits.
         budgets: of a delta step, as shares of the cost table's reference student, whose every unit is the first
             candidate.
         intervals: of the front.
@@ -97,6 +97,7 @@ class Teacher:
 
     width: int = 32
     nets: tuple[int, ...] = (8, 12, 16, 24)
+    students: tuple[int, ...] = (8, 16, 24)
     budgets: tuple[float, ...] = (0.55, 0.75, 0.95)
     intervals: tuple[int, ...] = (5, 10, 20)
 
@@ -180,7 +181,7 @@ _FEW = Course(steps=4, batch=2, lr=1e-3)
 # Minutes become seconds and figures mean nothing: whether the whole way can be gone.
 TRIAL = replace(
     FULL,
-    teacher=Teacher(width=8, nets=(2, 4), budgets=(0.6, 0.9), intervals=(2, 4)),
+    teacher=Teacher(width=8, nets=(2, 4), students=(4,), budgets=(0.6, 0.9), intervals=(2, 4)),
     teacher_course=_FEW, net_course=_FEW, join_course=_FEW, gamma4_course=_FEW, pair_course=_FEW,
     rank_multiple=8, rounds=10, check=2, repeats=2, calibration=2, limit=8,
     runs=Path("runs/front_trial"), results=Path("runs/front_trial"),
