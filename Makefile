@@ -17,9 +17,11 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/edge-sdk demo $(DEMO_ARGS)
 
-# A process a core, up to four; tests of one file share what they set up.
+# Latency tests first and alone, then the others with a process a core, up to four; tests of one file share what they
+# set up.
 test: lint
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),,$(BIN)/python -m pytest -m edge_bench tests/device)
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not edge_bench" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
