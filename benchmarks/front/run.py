@@ -1,6 +1,6 @@
 """The front: pairs of several budgets beside networks of several widths, in float32 and INT8; writes RESULTS.md.
 
-    python benchmarks/front/run.py [--scene camvid] [--only NAME] [--only-measure] [--trial] [--list]
+    python benchmarks/front/run.py [--scene camvid] [--only NAME] [--only-measure] [--only-words] [--trial] [--list]
 
 Run it from the repository's root; everything goes to runs/front. A training that is done is not done again, and one
 that was stopped goes on from its last checkpoint; ``--only`` runs one of those that ``--list`` names, so that several
@@ -161,7 +161,7 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
 
 
 def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[words.Claim]:
-    """RESULTS.md and results.json beside this file."""
+    """RESULTS.md beside this file."""
     tables = {
         precision: CostTable.load(every[f"cost_{precision}"].result)
         for precision in plan.precisions
@@ -169,11 +169,15 @@ def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[
     }
     proofs = words.claims(plan, found, tables)
     missing = [name for name, job in every.items() if not job.result.is_file()]
-    suffix = "" if plan.scene == "camvid" else f"_{plan.scene}"
-    folder = Path(plan.results)
-    write_text(folder / f"RESULTS{suffix}.md", words.results(plan, found, tables, proofs, missing, COMMAND))
-    write_text(folder / f"results{suffix}.json", found.to_json() + "\n")
+    path = results_file(plan).with_suffix(".md")
+    text = words.results(plan, found, tables, proofs, missing, COMMAND)
+    write_text(path.with_name(path.name.replace("results", "RESULTS")), text)
     return proofs
+
+
+def results_file(plan: Benchmark) -> Path:
+    """Of this scene's figures."""
+    return plan.results / ("results.json" if plan.scene == "camvid" else f"results_{plan.scene}.json")
 
 
 def main() -> None:
@@ -184,6 +188,9 @@ def main() -> None:
     parser.add_argument("--scene", choices=sorted(SCENES), default=FULL.scene)
     parser.add_argument("--only", metavar="NAME", help="one training or cost table alone")
     parser.add_argument("--only-measure", action="store_true", help="measure what is trained")
+    parser.add_argument(
+        "--only-words", action="store_true", help="write RESULTS.md anew from what was measured"
+    )
     parser.add_argument("--trial", action="store_true", help="a few steps of everything")
     parser.add_argument("--list", action="store_true", help="name what there is to do")
     given = parser.parse_args()
@@ -201,9 +208,14 @@ def main() -> None:
                 parser.error(f"--only {given.only}: needs {lacking[0]} first: {COMMAND} --only {lacking[0]}")
             every[given.only].do(progress)
             return
-        if not given.only_measure:
-            run(plan, every, progress)
-        proofs = write_results(plan, measured(plan, every, progress), every)
+        if given.only_words:
+            found = Front.model_validate_json(results_file(plan).read_text(encoding="utf-8"))
+        else:
+            if not given.only_measure:
+                run(plan, every, progress)
+            found = measured(plan, every, progress)
+            write_text(results_file(plan), found.to_json() + "\n")
+        proofs = write_results(plan, found, every)
     for proof in proofs:
         sys.stdout.write(f"{'holds' if proof.holds else 'FAILS':5} {proof.text}: {proof.found}\n")
 

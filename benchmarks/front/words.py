@@ -103,7 +103,11 @@ def results(
         "",
     ]
     for precision, table in tables.items():
-        lines += [f"{precision}: {len(table.checked)} random students, predicted and measured ms:", ""]
+        lines += [
+            f"{precision}: {len(table.checked)} random students, predicted and measured ms, {table.rounds} rounds; commit "
+            f"{table.commit}, {table.created}:",
+            "",
+        ]
         lines += ["| predicted | measured (IQR) | off |", "| --- | --- | --- |"]
         lines += [
             f"| {one.predicted_ms:.2f} | {one.ms.median:.2f} ({one.ms.iqr:.2f}) | {one.off:+.0%} |"
