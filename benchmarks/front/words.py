@@ -104,8 +104,8 @@ def results(
     ]
     for precision, table in tables.items():
         lines += [
-            f"{precision}: {len(table.checked)} random students, predicted and measured ms, {table.rounds} rounds; commit "
-            f"{table.commit}, {table.created}:",
+            f"{precision}: {len(table.checked)} random students, predicted and measured ms, {table.rounds} rounds; "
+            f"commit {table.commit}, {table.created}:",
             "",
         ]
         lines += ["| predicted | measured (IQR) | off |", "| --- | --- | --- |"]
