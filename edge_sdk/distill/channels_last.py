@@ -29,9 +29,11 @@ def channels_last(network: Network) -> Network:
 
 
 def _crashes(conv: nn.Conv2d) -> bool:
-    steps = conv.kernel_size == (1, 1) and max(conv.stride) > 1 and not any(conv.padding)
+    steps = conv.kernel_size == (1, 1) and max(conv.stride) > 1
+    # The only name that torch takes beside a stride is "valid".
+    bare = isinstance(conv.padding, str) or not any(conv.padding)
     own = type(conv)._conv_forward is nn.Conv2d._conv_forward
-    return steps and own and conv.in_channels // conv.groups < _BLOCK
+    return steps and bare and own and conv.in_channels // conv.groups < _BLOCK
 
 
 def _pixels_first(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

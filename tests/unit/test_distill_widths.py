@@ -76,13 +76,15 @@ def test_another_network_is_refused(weights: dict[str, Any], named: str) -> None
         fit_width(network(8), weights, "a.pt")
 
 
-STRIDED = [(8, 16), (12, 24), (3, 32), (16, 16), (4, 4)]
+STRIDED = [(8, 16, 0), (12, 24, "valid"), (3, 32, 0), (16, 16, 0), (4, 4, 0), (20, 16, 1)]
 
 
-@pytest.mark.parametrize(("channels", "out"), STRIDED)
-def test_strided_convolutions_compute_the_same_in_the_layout_of_training(channels: int, out: int) -> None:
+@pytest.mark.parametrize(("channels", "out", "padding"), STRIDED)
+def test_strided_convolutions_compute_the_same_in_the_layout_of_training(
+    channels: int, out: int, padding: Any
+) -> None:
     torch.manual_seed(0)
-    plain, trained = nn.Conv2d(channels, out, 1, 2), nn.Conv2d(channels, out, 1, 2)
+    plain, trained = (nn.Conv2d(channels, out, 1, 2, padding) for _ in range(2))
     trained.load_state_dict(plain.state_dict())
     channels_last(nn.Sequential(trained))
     # More than once: what is written past an end crashes later.
