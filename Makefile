@@ -17,11 +17,15 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/edge-sdk demo $(DEMO_ARGS)
 
-# Latency tests first and alone, then the others with a process a core, up to four; tests of one file share what they
-# set up.
+# What measures time runs first and alone, the rest with a process a core, up to four; tests of one file share what they
+# set up. With PYTEST_ARGS it is one plain run of what they name.
 test: lint
-	@$(if $(PYTEST_ARGS),,$(BIN)/python -m pytest -m edge_bench tests/device)
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not edge_bench" $(PYTEST_ARGS)
+ifdef PYTEST_ARGS
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@$(BIN)/python -m pytest -m "edge_bench or alone"
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not edge_bench and not alone"
+endif
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from settings import FACTORY, INT8, SCENES, Benchmark, Course, Scene
+from settings import FACTORY, INT8, SCENES, Benchmark, Course, Scene, Student
 
 from edge_sdk.compile import ExportRecipe
 from edge_sdk.distill import DistillRecipe, TrainRecipe
+from edge_sdk.distill.cross import small_size
 from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, MotionSettings
 from edge_sdk.distill.recipes import (
     Augment,
@@ -55,14 +56,19 @@ def net_name(width: int) -> str:
     return f"width{width}"
 
 
-def joined_name(width: int) -> str:
-    """Of the pair of the teacher and the network of that width."""
-    return f"joined{width}"
+def joined_name(student: Student) -> str:
+    """Of the pair of the teacher and that network."""
+    return f"joined{student.name}"
 
 
-def alone_name(width: int) -> str:
+def alone_name(student: Student) -> str:
     """Of that network on every frame, after it has learned in the pair too."""
-    return f"width{width}_after"
+    return f"width{student.name}_after"
+
+
+def alone_weights(pair: Path) -> Path:
+    """Where that network's weights are, beside the checkpoint of its pair."""
+    return pair.with_name("alone.pt")
 
 
 def pair_name(precision: str, budget: float) -> str:
@@ -71,7 +77,7 @@ def pair_name(precision: str, budget: float) -> str:
 
 
 def teacher_recipe(plan: Benchmark) -> TrainRecipe:
-    """The teacher, from scratch."""
+    """The teacher, from labels."""
     return _frames(plan, TEACHER, plan.teacher.width, plan.teacher_course, None)
 
 
@@ -84,15 +90,27 @@ def net_recipes(plan: Benchmark) -> dict[str, TrainRecipe]:
     }
 
 
+def rivals(plan: Benchmark) -> dict[str, Path]:
+    """Checkpoints of the networks for every frame by name; the teacher that this one began from is one of them."""
+    found = {name: recipe.out / "model.pt" for name, recipe in net_recipes(plan).items()}
+    smaller = plan.teacher.smaller
+    if smaller is not None:
+        found[net_name(smaller)] = plan.folder_of(smaller) / TEACHER / "model.pt"
+    return found
+
+
 def _frames(
     plan: Benchmark, name: str, width: int, course: Course, given: ModuleSettings | None
 ) -> TrainRecipe:
     scene = SCENES[plan.scene]
-    taught = given is not None
+    taught, smaller = given is not None, plan.teacher.smaller
+    start = given.checkpoint if given is not None else None
+    if not taught and smaller is not None:
+        start = plan.folder_of(smaller) / TEACHER / "model.pt"
     return TrainRecipe(
         out=plan.folder / name,
         module=module(plan, width),
-        start=given.checkpoint if given is not None else None,
+        start=start,
         teacher=given,
         task=task_of(scene),
         data=scene.stills,
@@ -151,18 +169,23 @@ def gamma4_recipe(plan: Benchmark) -> DistillRecipe:
     return _pair(plan, GAMMA4, DeltaSettings(gamma=4, candidates="low_rank"), plan.gamma4_course)
 
 
-def joined_recipe(plan: Benchmark, width: int) -> CrossRecipe:
-    """A pair of whole networks: the narrower one answers, corrected by what it missed at the keyframe."""
-    scene, course = SCENES[plan.scene], plan.join_course
+def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
+    """A pair of whole networks: the smaller one answers, corrected by what it missed at the keyframe."""
+    scene, small = SCENES[plan.scene], student.scale < 1
+    course = plan.half_course if small else plan.join_course
+    motion = {**plan.motion, **(plan.motion_half if small else {})}
+    begin = plan.folder / net_name(student.width) / "model.pt"
+    if plan.teacher.smaller is not None:
+        begin = alone_weights(plan.folder_of(plan.teacher.smaller) / joined_name(student) / "student.pt")
     return CrossRecipe(
         kind="cross",
-        out=plan.folder / joined_name(width),
+        out=plan.folder / joined_name(student),
         teacher=teacher(plan),
-        student=module(plan, width, plan.folder / net_name(width) / "model.pt"),
+        student=module(plan, student.width, begin),
         task=task_of(scene),
-        scale=1.0,
+        scale=student.scale,
         confidence=plan.confidence,
-        motion=MotionSettings(**plan.motion),  # type: ignore[arg-type]  # checked when it is made
+        motion=MotionSettings(**motion),  # type: ignore[arg-type]  # checked when it is made
         data=PairData(stills=scene.stills, motion=Motion(max_gap=plan.join_gap), between=plan.between),
         validation=scene.validation,
         intervals=plan.teacher.intervals,
@@ -201,13 +224,27 @@ def _pair(
     )  # fmt: skip
 
 
-def export_recipe(plan: Benchmark, out: Path, network: ModuleSettings) -> ExportRecipe:
-    """The bundle of a network for every frame, as of those that know all that themselves."""
+def export_recipe(plan: Benchmark, name: str, weights: Path) -> ExportRecipe:
+    """The bundle of that checkpoint, which knows all about itself."""
+    frame_hw = SCENES[plan.scene].frame_hw
+    return ExportRecipe(out=bundle_of(plan, name), checkpoint=weights, frame_hw=frame_hw, decode_stride=2)
+
+
+def alone_recipe(plan: Benchmark, student: Student, weights: Path) -> ExportRecipe:
+    """The bundle of a pair's student on every frame, with those weights."""
     scene = SCENES[plan.scene]
+    size_hw = scene.input_hw
+    if student.scale < 1:
+        full = joined_recipe(plan, student)
+        size_hw = small_size(size_hw or scene.frame_hw, full.scale, full.multiple)
     return ExportRecipe(
-        out=out, module=network, task=task_of(scene), preprocess=_preprocess(scene), frame_hw=scene.frame_hw,
+        out=bundle_of(plan, alone_name(student)),
+        module=module(plan, student.width, weights),
+        task=task_of(scene),
+        preprocess=Preprocess(size_hw=size_hw),
+        frame_hw=scene.frame_hw,
         decode_stride=2,
-    )  # fmt: skip
+    )
 
 
 def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
@@ -215,8 +252,8 @@ def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:
     return FrontRecipe(
         teacher=bundle_of(plan, TEACHER),
         nets=(
-            *(bundle_of(plan, net_name(width)) for width in plan.teacher.nets),
-            *(bundle_of(plan, alone_name(width)) for width in plan.teacher.students),
+            *(bundle_of(plan, name) for name in rivals(plan)),
+            *(bundle_of(plan, alone_name(student)) for student in plan.teacher.students),
         ),
         pairs=tuple(pairs),
         source=SCENES[plan.scene].validation,

@@ -1,6 +1,7 @@
 """The front: pairs of several budgets beside networks of several widths, in float32 and INT8; writes RESULTS.md.
 
-    python benchmarks/front/run.py [--scene camvid] [--only NAME] [--only-measure] [--only-words] [--trial] [--list]
+    python benchmarks/front/run.py [--scene camvid] [--teacher 64] [--only NAME]
+                                   [--only-measure] [--only-words] [--trial] [--list]
 
 Run it from the repository's root; everything goes to runs/front. A training that is done is not done again, and one
 that was stopped goes on from its last checkpoint; ``--only`` runs one of those that ``--list`` names, so that several
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import plan as plans
 import words
-from settings import FULL, INT8, SCENES, TRIAL, Benchmark
+from settings import FULL, INT8, SCENES, TEACHERS, TRIAL, Benchmark
 
 from edge_sdk.build.pipeline import build
 from edge_sdk.build.recipe import BuildRecipe
@@ -32,7 +33,6 @@ from edge_sdk.distill.cross import load_cross
 from edge_sdk.distill.cross_recipe import CrossRecipe
 from edge_sdk.distill.cross_training import distill_cross
 from edge_sdk.distill.modules import save_checkpoint
-from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.evaluate.front import Front, measure_front
 from edge_sdk.files import write_text
 from edge_sdk.profile.prepare.stage import profile
@@ -56,9 +56,12 @@ def jobs(plan: Benchmark) -> dict[str, Job]:
     found = {plans.TEACHER: _training(plans.teacher_recipe(plan), ())}
     for name, given in plans.net_recipes(plan).items():
         found[name] = _training(given, (plans.TEACHER,))
-    for width in plan.teacher.students:
-        recipe = plans.joined_recipe(plan, width)
-        found[plans.joined_name(width)] = _training(recipe, (plans.TEACHER, plans.net_name(width)))
+    for student in plan.teacher.students:
+        recipe = plans.joined_recipe(plan, student)
+        net = (plans.net_name(student.width),) if plan.teacher.smaller is None else ()
+        found[plans.joined_name(student)] = _training(recipe, (plans.TEACHER, *net))
+    if not plan.teacher.budgets:
+        return found
     found[plans.GAMMA4] = _training(plans.gamma4_recipe(plan), (plans.TEACHER,))
     for precision in plan.precisions:
         table = plans.profile_recipe(plan, precision)
@@ -75,9 +78,15 @@ def _training(recipe: TrainRecipe | DistillRecipe | CrossRecipe, after: tuple[st
     if isinstance(recipe, TrainRecipe):
         return Job(recipe.out / "model.pt", after, lambda progress: train_teacher(recipe, progress=progress))
     if isinstance(recipe, CrossRecipe):
-        student = recipe.out / "student.pt"
-        return Job(student, after, lambda progress: distill_cross(recipe, progress=progress))
+        return Job(recipe.out / "student.pt", after, partial(_joined, recipe))
     return Job(recipe.out / "student.pt", after, lambda progress: distill(recipe, progress=progress))
+
+
+def _joined(recipe: CrossRecipe, progress: Progress) -> None:
+    """The pair, and its student's weights by themselves."""
+    pair = Path(distill_cross(recipe, progress=progress).checkpoint)
+    network = load_cross(pair)[0].student.network
+    save_checkpoint(plans.alone_weights(pair), {"state_dict": network.state_dict()})
 
 
 def _profile(recipe: plans.ProfileRecipe, progress: Progress) -> None:
@@ -104,26 +113,14 @@ def run(plan: Benchmark, every: dict[str, Job], progress: Progress) -> None:
         sys.stderr.write(f"   {spent_s / 60:.1f} min so far, about {left_s / 60:.0f} min left\n")
 
 
-def built(
-    plan: Benchmark, name: str, checkpoint: Path, progress: Progress, alone: ModuleSettings | None = None
-) -> Bundle:
-    """The bundle of a network or pair, in float32 and INT8; made anew where its checkpoint is newer.
-
-    Args:
-        alone: instead of the pair in ``checkpoint`` its student on every frame, a network of this kind.
-    """
-    scene, folder = SCENES[plan.scene], plans.bundle_of(plan, name)
+def built(plan: Benchmark, recipe: ExportRecipe, made_of: Path, progress: Progress) -> Bundle:
+    """The bundle of a network or pair, in float32 and INT8; made anew where the checkpoint it is of is newer."""
+    scene, folder = SCENES[plan.scene], recipe.out
     manifest = folder / "manifest.json"
-    if manifest.is_file() and manifest.stat().st_mtime > checkpoint.stat().st_mtime:
+    if manifest.is_file() and manifest.stat().st_mtime > made_of.stat().st_mtime:
         found = Bundle.open(folder)
         if INT8 in found.manifest.variants:
             return found
-    recipe = ExportRecipe(out=folder, checkpoint=checkpoint, frame_hw=scene.frame_hw, decode_stride=2)
-    if alone is not None:
-        weights = folder.with_suffix(".pt")
-        save_checkpoint(weights, {"state_dict": load_cross(checkpoint)[0].student.network.state_dict()})
-        network = alone.model_copy(update={"checkpoint": weights})
-        recipe = plans.export_recipe(plan, folder, network)
     bundle = export(recipe, progress=progress)
     recorded = folder.with_suffix(".npz")
     recorded.unlink(missing_ok=True)
@@ -146,14 +143,15 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
     trained = {name: job.result for name, job in every.items() if job.result.suffix == ".pt"}
     missing = [name for name, result in trained.items() if not result.is_file()]
     pairs = [name for name in trained if trained[name].name == "student.pt" and name not in missing]
-    joined = {plans.joined_name(width): width for width in plan.teacher.students}
-    needed = [plans.TEACHER, *plans.net_recipes(plan), *joined]
+    needed = [plans.TEACHER, *plans.net_recipes(plan), *map(plans.joined_name, plan.teacher.students)]
     if lacking := [name for name in missing if name in needed]:
         raise SystemExit(f"{lacking[0]}: not trained yet: {COMMAND} --only {lacking[0]}")
-    for name in (plans.TEACHER, *plans.net_recipes(plan), *pairs):
-        built(plan, name, trained[name], progress)
-    for name, width in joined.items():
-        built(plan, plans.alone_name(width), trained[name], progress, alone=plans.module(plan, width))
+    networks = {plans.TEACHER: trained[plans.TEACHER], **plans.rivals(plan)}
+    for name, weights in {**networks, **{name: trained[name] for name in pairs}}.items():
+        built(plan, plans.export_recipe(plan, name, weights), weights, progress)
+    for student in plan.teacher.students:
+        pair = trained[plans.joined_name(student)]
+        built(plan, plans.alone_recipe(plan, student, plans.alone_weights(pair)), pair, progress)
     recipe = plans.front_recipe(plan, [plans.bundle_of(plan, name) for name in pairs])
     found = measure_front(recipe, progress=progress)
     found.write_report(plan.folder / "front")
@@ -176,8 +174,11 @@ def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[
 
 
 def results_file(plan: Benchmark) -> Path:
-    """Of this scene's figures."""
-    return plan.results / ("results.json" if plan.scene == "camvid" else f"results_{plan.scene}.json")
+    """Of the figures of this scene and teacher."""
+    named = [plan.scene] if plan.scene != FULL.scene else []
+    if plan.teacher.smaller is not None:
+        named.append(str(plan.teacher.width))
+    return plan.results / ("_".join(["results", *named]) + ".json")
 
 
 def main() -> None:
@@ -186,6 +187,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scene", choices=sorted(SCENES), default=FULL.scene)
+    parser.add_argument(
+        "--teacher", type=int, choices=sorted(TEACHERS), default=FULL.teacher.width, help="its width"
+    )
     parser.add_argument("--only", metavar="NAME", help="one training or cost table alone")
     parser.add_argument("--only-measure", action="store_true", help="measure what is trained")
     parser.add_argument(
@@ -194,7 +198,7 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="a few steps of everything")
     parser.add_argument("--list", action="store_true", help="name what there is to do")
     given = parser.parse_args()
-    plan = replace(TRIAL if given.trial else FULL, scene=given.scene)
+    plan = replace(TRIAL if given.trial else TEACHERS[given.teacher], scene=given.scene)
     every = jobs(plan)
     if given.list:
         for name, job in every.items():

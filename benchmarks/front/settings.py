@@ -83,21 +83,44 @@ SCENES = {"camvid": CAMVID, "davis": DAVIS}
 
 
 @dataclass(frozen=True)
+class Student:
+    """A narrower network that a pair joins to the teacher at the class logits.
+
+    Args:
+        width: of the network.
+        scale: share of each side of the frame that it sees.
+    """
+
+    width: int
+    scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Width and, where it is not all of the frame, how much of each side it sees in percent."""
+        return str(self.width) if self.scale == 1 else f"{self.width}_{round(100 * self.scale)}"
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A teacher, the widths of its rivals, and the budgets of its students.
 
     Args:
         width: of the teacher.
+        smaller: width of the teacher whose weights it begins from, and whose students its own begin from; None for a
+            teacher from scratch, whose students begin from the networks for every frame.
         nets: widths of the networks for every frame.
-        students: those of them that are also the student of a pair, joined at the class logits.
+        students: of pairs.
         budgets: of a delta step, as shares of the cost table's reference student, whose every unit is the first
             candidate.
         intervals: of the front.
     """
 
     width: int = 32
-    nets: tuple[int, ...] = (8, 12, 16, 24)
-    students: tuple[int, ...] = (8, 16, 24)
+    smaller: int | None = None
+    nets: tuple[int, ...] = (8, 12, 16, 20, 24)
+    students: tuple[Student, ...] = (
+        Student(16, 0.5), Student(24, 0.5), Student(8), Student(16), Student(24),
+    )  # fmt: skip
     budgets: tuple[float, ...] = (0.55, 0.75, 0.95)
     intervals: tuple[int, ...] = (5, 10, 20)
 
@@ -121,6 +144,7 @@ class Benchmark:
     Args:
         units: what the student of each part of the teacher may be.
         motion: how the joined pairs look for motion; sides of blocks are in pixels of the networks' input.
+        motion_half: the same for students that see half of each side.
         join_gap, between: largest distance from the keyframe that they learn from, and the frames that they see
             between; those of this benchmark's videos may be too far apart to be followed, so they come from stills.
         confidence: channels of what learns where their correction holds.
@@ -138,6 +162,8 @@ class Benchmark:
     # Networks begin from every second or third channel of the teacher, and so need less.
     net_course: Course = Course(steps=1000, batch=6, lr=1.5e-3, seed=3)
     join_course: Course = Course(steps=450, batch=3, lr=8e-4, weight_decay=0.01, seed=2)
+    # These have to learn what half a frame looks like; their steps are shorter.
+    half_course: Course = Course(steps=900, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     gamma4_course: Course = Course(steps=250, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     pair_course: Course = Course(steps=2200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     units: dict[str, tuple[str, ...]] = field(
@@ -156,6 +182,7 @@ class Benchmark:
             "follow": True,
         }
     )
+    motion_half: dict[str, int | str | bool] = field(default_factory=lambda: {"feature_at": "stage1"})
     join_gap: int = 12
     between: int = 2
     confidence: int = 16
@@ -173,16 +200,28 @@ class Benchmark:
     @property
     def folder(self) -> Path:
         """Of this scene and teacher."""
-        return self.runs / f"{self.scene}-{self.teacher.width}"
+        return self.folder_of(self.teacher.width)
+
+    def folder_of(self, width: int) -> Path:
+        """Of this scene and the teacher of that width."""
+        return self.runs / f"{self.scene}-{width}"
 
 
 FULL = Benchmark()
+# DDRNet-23 as published, four times the work of the slim one.
+BIG = replace(
+    FULL,
+    teacher=Teacher(width=64, smaller=32, nets=(), students=(Student(24),), budgets=()),
+    teacher_course=Course(steps=800, batch=4, lr=8e-4),
+    join_course=replace(FULL.join_course, steps=700),
+)
+TEACHERS = {plan.teacher.width: plan for plan in (FULL, BIG)}
 _FEW = Course(steps=4, batch=2, lr=1e-3)
 # Minutes become seconds and figures mean nothing: whether the whole way can be gone.
 TRIAL = replace(
     FULL,
-    teacher=Teacher(width=8, nets=(2, 4), students=(4,), budgets=(0.6, 0.9), intervals=(2, 4)),
-    teacher_course=_FEW, net_course=_FEW, join_course=_FEW, gamma4_course=_FEW, pair_course=_FEW,
+    teacher=Teacher(width=8, nets=(2, 4), students=(Student(4, 0.5), Student(4)), budgets=(0.6, 0.9), intervals=(2, 4)),
+    teacher_course=_FEW, net_course=_FEW, join_course=_FEW, half_course=_FEW, gamma4_course=_FEW, pair_course=_FEW,
     rank_multiple=8, rounds=10, check=2, repeats=2, calibration=2, limit=8,
     runs=Path("runs/front_trial"), results=Path("runs/front_trial"),
 )  # fmt: skip

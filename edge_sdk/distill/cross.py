@@ -39,6 +39,15 @@ KIND = "cross"
 TEACHER = "teacher."
 
 
+def small_size(size_hw: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
+    """Height and width that a student of that share of each side sees, rounded up; all of it at 1."""
+    if scale == 1:
+        return size_hw
+    # A little less before rounding up: 0.7 * 80 is a trifle more than 56.
+    height, width = (max(1, -int(-(side * scale - 1e-6) // multiple)) * multiple for side in size_hw)
+    return height, width
+
+
 class SmallInput(nn.Module):
     """A network run on its input drawn down: (N, 3, h, w) to class logits of the smaller input's size.
 
@@ -53,14 +62,7 @@ class SmallInput(nn.Module):
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width that the network sees of an input of ``size_hw``."""
-        if self.scale == 1:
-            return size_hw
-        height, width = (
-            # A little less before rounding up: 0.7 * 80 is a trifle more than 56.
-            max(1, -int(-(side * self.scale - 1e-6) // self.multiple)) * self.multiple
-            for side in size_hw
-        )
-        return height, width
+        return small_size(size_hw, self.scale, self.multiple)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""

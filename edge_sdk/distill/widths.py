@@ -11,6 +11,7 @@ little noise lets the copies part.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -35,12 +36,15 @@ def fit_width(
         noise: of weights that are repeated, as a share of their standard deviation; drawn from torch's generator.
 
     Raises:
-        CheckpointError: names the first tensors that the two do not share, or that have other axes or kernels.
+        CheckpointError: names the first tensors that the two do not share, that have other axes or kernels, or whose
+            channels are not more or fewer by one share, such as those of other classes.
     """
     own = module.state_dict()
     weights = without_prefix(weights, set(own))
     strange = sorted(own.keys() ^ weights.keys())
     strange += [name for name in own if name in weights and not _alike(own[name], weights[name])]
+    if not strange:
+        strange = _of_other_growth(own, weights)
     if strange:
         raise CheckpointError(
             f"checkpoint {source}: expected the weights of a {type(module).__name__} that differs in width alone, "
@@ -53,6 +57,19 @@ def fit_width(
 def _alike(wanted: Tensor, given: Tensor) -> bool:
     """Whether they differ in channels at most."""
     return wanted.ndim == given.ndim and wanted.shape[2:] == given.shape[2:]
+
+
+def _of_other_growth(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Tensors that do not grow as the channels between layers do, such as a head of other classes."""
+    sides = [
+        (name, axis, Fraction(count, weights[name].shape[axis]))
+        for name, value in own.items()
+        for axis, count in enumerate(value.shape[:2])
+        if count != weights[name].shape[axis]
+    ]
+    # What a layer reads tells the width; what the last one gives may be classes.
+    growth = {share for _, axis, share in sides if axis == 1}
+    return [name for name, _, share in sides if growth != {share}]
 
 
 def _fitted(given: Tensor, shape: torch.Size, noise: float) -> Tensor:

@@ -70,6 +70,7 @@ def runner_is_closed(runner: EdgeRunner) -> bool:
     return True
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("swaps", "swap"),
     [(100, "engine"), (100, "refit"), pytest.param(1000, "engine", marks=pytest.mark.slow)],
@@ -104,8 +105,7 @@ def test_every_answer_under_load_is_that_of_one_version(world, swaps, swap) -> N
         gc.collect()
         engines = sum(type(each).__name__ == "InferenceSession" for each in gc.get_objects())
         assert engines <= 6
-    # On a machine with other work some come and go between two frames.
-    assert len(used) > 0.5 * swaps
+    assert len(used) > 0.9 * swaps
     # Of few swaps, noise of a process that has run other tests is the larger part.
     assert sizes[-1] - sizes[len(sizes) // 3] < max(swaps, 2000) * 4096
 

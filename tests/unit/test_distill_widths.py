@@ -48,12 +48,12 @@ def test_noise_parts_what_repeats() -> None:
 
 def test_a_narrower_network_takes_channels_from_every_part() -> None:
     given = {"weight": torch.arange(36.0).reshape(6, 6, 1, 1), "bias": torch.arange(6.0)}
-    narrower = nn.Conv2d(3, 2, 1)
+    narrower = nn.Conv2d(3, 3, 1)
     fit_width(narrower, given, "a.pt")
     assert narrower.bias is not None
-    assert narrower.bias.tolist() == [0, 3]
+    assert narrower.bias.tolist() == [0, 2, 4]
     # Half as many inputs, each of twice the weight.
-    assert narrower.weight[:, :, 0, 0].tolist() == [[0, 4, 8], [36, 40, 44]]
+    assert narrower.weight[:, :, 0, 0].tolist() == [[0, 4, 8], [24, 28, 32], [48, 52, 56]]
 
 
 def test_equal_width_copies() -> None:
@@ -69,6 +69,8 @@ def test_equal_width_copies() -> None:
         (small_segmenter(classes=3, width=8).state_dict(), "found others"),
         ({**network(4).state_dict(), "more": torch.zeros(1)}, "found others: more"),
         ({**network(4).state_dict(), "stem.0.weight": torch.zeros(4, 3, 5, 5)}, "found others: stem.0.weight"),
+        (network(8, classes=5).state_dict(), "found others: head"),
+        (network(4, classes=5).state_dict(), "found others: head"),
     ],
 )  # fmt: skip
 def test_another_network_is_refused(weights: dict[str, Any], named: str) -> None:
