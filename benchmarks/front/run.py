@@ -160,17 +160,23 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
 
 def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[words.Claim]:
     """RESULTS.md beside this file."""
-    tables = {
-        precision: CostTable.load(every[f"cost_{precision}"].result)
-        for precision in plan.precisions
-        if every[f"cost_{precision}"].result.is_file()
+    costs = {
+        precision: job for precision in plan.precisions if (job := every.get(f"cost_{precision}")) is not None
     }
+    tables = {name: CostTable.load(job.result) for name, job in costs.items() if job.result.is_file()}
     proofs = words.claims(plan, found, tables)
     missing = [name for name, job in every.items() if not job.result.is_file()]
     path = results_file(plan).with_suffix(".md")
-    text = words.results(plan, found, tables, proofs, missing, COMMAND)
+    text = words.results(plan, found, tables, proofs, missing, _command(plan))
     write_text(path.with_name(path.name.replace("results", "RESULTS")), text)
     return proofs
+
+
+def _command(plan: Benchmark) -> str:
+    """By which these results come again."""
+    scene = "" if plan.scene == FULL.scene else f" --scene {plan.scene}"
+    teacher = "" if plan.teacher.smaller is None else f" --teacher {plan.teacher.width}"
+    return COMMAND + scene + teacher
 
 
 def results_file(plan: Benchmark) -> Path:

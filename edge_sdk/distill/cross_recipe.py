@@ -119,9 +119,6 @@ class CrossRecipe(Settings):
             raise ValueError("'scale' 1 needs 'student', a trained network smaller than the teacher")
         if self.join == "replace" and self.motion is not None:
             raise ValueError("'motion' needs join 'correct': without state there is nothing to fetch")
-        follows = self.motion is not None and self.motion.follow
-        if self.data.between and not follows:
-            raise ValueError(
-                "'data.between' is for 'motion.follow': others see the two frames of a pair alone"
-            )
+        if self.motion is None or not self.motion.follow:
+            self.data.refuse_between()
         return self

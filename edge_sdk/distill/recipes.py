@@ -294,6 +294,18 @@ class PairData(Settings):
             )
         return self
 
+    def refuse_between(self) -> None:
+        """Of a student that sees the two frames of a pair alone.
+
+        Raises:
+            ValueError: frames between are asked for.
+        """
+        if self.between:
+            raise ValueError(
+                "'data.between': expected 0, as only students of kind cross with 'motion.follow' see frames between, "
+                f"got {self.between}"
+            )
+
 
 class DeltaLoss(Settings):
     """Weights of the three losses: total = task + feature * features + cost * cost.
@@ -376,3 +388,8 @@ class DistillRecipe(Settings):
     quantization: QuantizationSettings | None = None
     search: SearchSettings | None = None
     loop: LoopSettings
+
+    @model_validator(mode="after")
+    def _pairs_alone(self) -> DistillRecipe:
+        self.data.refuse_between()
+        return self

@@ -28,7 +28,7 @@ from edge_sdk.distill.cross_training import CrossObjective, distill_cross  # noq
 from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
 from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
 from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402
-from edge_sdk.distill.recipes import ModuleSettings, Preprocess  # noqa: E402
+from edge_sdk.distill.recipes import DistillRecipe, ModuleSettings, Preprocess  # noqa: E402
 from edge_sdk.distill.steps import TRUST  # noqa: E402
 from edge_sdk.distill.taps import feature_loss  # noqa: E402
 from edge_sdk.distill.train import frame_miou  # noqa: E402
@@ -59,6 +59,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"join": "add"}, "join"),
     ({"join": "replace", "motion": {}}, "'motion' needs join 'correct'"),
     ({"motion": {"radius": 0}}, "radius"),
+    ({"data": {"between": 1}}, "'data.between': expected 0"),
+    ({"data": {"between": 1}, "motion": {}}, "'data.between': expected 0"),
     ({"loss": {"motion": -1.0}}, "motion"),
     ({"loss": {"features": 1.0, "feature_at": ""}}, "'features' needs 'feature_at'"),
     ({"loss": {"alone": -1.0}}, "alone"),
@@ -71,6 +73,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_settings_out_of_range(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(tmp_path, **changes)
+
+
+def test_delta_students_see_no_frames_between() -> None:
+    given = {
+        "out": "o", "task": {"classes": ["a"]}, "loop": {"steps": 1}, "teacher": {"factory": "a:b"},
+        "data": {"stills": ["x"], "between": 1},
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match=r"'data\.between': expected 0"):
+        parse_settings(given, DistillRecipe, "test")
 
 
 def test_a_recipe_says_its_kind(tmp_path: Path) -> None:
