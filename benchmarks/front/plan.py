@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from settings import FACTORY, INT8, SCENES, Benchmark, Course, Scene, Student
+from settings import FACTORY, INT8, SCENES, SMALL_INPUT, Benchmark, Course, Scene, Student
 
 from edge_sdk.compile import ExportRecipe
 from edge_sdk.distill import DistillRecipe, TrainRecipe
-from edge_sdk.distill.cross import small_size
 from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, MotionSettings
 from edge_sdk.distill.recipes import (
     Augment,
@@ -232,16 +231,15 @@ def export_recipe(plan: Benchmark, name: str, weights: Path) -> ExportRecipe:
 
 def alone_recipe(plan: Benchmark, student: Student, weights: Path) -> ExportRecipe:
     """The bundle of a pair's student on every frame, with those weights."""
-    scene = SCENES[plan.scene]
-    size_hw = scene.input_hw
+    scene, network = SCENES[plan.scene], module(plan, student.width)
     if student.scale < 1:
-        full = joined_recipe(plan, student)
-        size_hw = small_size(size_hw or scene.frame_hw, full.scale, full.multiple)
+        arguments = {"network": network.model_dump(mode="json"), "scale": student.scale}
+        network = ModuleSettings(factory=SMALL_INPUT, arguments=arguments)
     return ExportRecipe(
         out=bundle_of(plan, alone_name(student)),
-        module=module(plan, student.width, weights),
+        module=network.model_copy(update={"checkpoint": weights}),
         task=task_of(scene),
-        preprocess=Preprocess(size_hw=size_hw),
+        preprocess=_preprocess(scene),
         frame_hw=scene.frame_hw,
         decode_stride=2,
     )

@@ -85,8 +85,9 @@ def _training(recipe: TrainRecipe | DistillRecipe | CrossRecipe, after: tuple[st
 def _joined(recipe: CrossRecipe, progress: Progress) -> None:
     """The pair, and its student's weights by themselves."""
     pair = Path(distill_cross(recipe, progress=progress).checkpoint)
-    network = load_cross(pair)[0].student.network
-    save_checkpoint(plans.alone_weights(pair), {"state_dict": network.state_dict()})
+    student = load_cross(pair)[0].student
+    alone = student if recipe.scale < 1 else student.network
+    save_checkpoint(plans.alone_weights(pair), {"state_dict": alone.state_dict()})
 
 
 def _profile(recipe: plans.ProfileRecipe, progress: Progress) -> None:

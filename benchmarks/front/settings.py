@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 FACTORY = "edge_sdk.distill.models:ddrnet_23_slim"
+SMALL_INPUT = "edge_sdk.distill.cross:small_input"
 DRIVING = (
     ("sky", (128, 128, 128)), ("building", (0, 0, 128)), ("pole", (128, 192, 192)), ("road", (128, 64, 128)),
     ("pavement", (222, 40, 60)), ("tree", (0, 128, 128)), ("sign", (128, 128, 192)), ("fence", (128, 64, 64)),
@@ -163,9 +164,9 @@ class Benchmark:
     net_course: Course = Course(steps=1000, batch=6, lr=1.5e-3, seed=3)
     join_course: Course = Course(steps=450, batch=3, lr=8e-4, weight_decay=0.01, seed=2)
     # These have to learn what half a frame looks like; their steps are shorter.
-    half_course: Course = Course(steps=900, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    half_course: Course = Course(steps=1200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     gamma4_course: Course = Course(steps=250, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
-    pair_course: Course = Course(steps=2200, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
+    pair_course: Course = Course(steps=250, batch=4, lr=8e-4, weight_decay=0.01, seed=2)
     units: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "*.body": ("rank/4", "rank/8", "half+rank/4", "kept"),

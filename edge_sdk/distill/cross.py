@@ -39,17 +39,12 @@ KIND = "cross"
 TEACHER = "teacher."
 
 
-def small_size(size_hw: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
-    """Height and width that a student of that share of each side sees, rounded up; all of it at 1."""
-    if scale == 1:
-        return size_hw
-    # A little less before rounding up: 0.7 * 80 is a trifle more than 56.
-    height, width = (max(1, -int(-(side * scale - 1e-6) // multiple)) * multiple for side in size_hw)
-    return height, width
-
-
 class SmallInput(nn.Module):
-    """A network run on its input drawn down: (N, 3, h, w) to class logits of the smaller input's size.
+    """A network run on its input drawn down: (N, 3, h, w) to class logits.
+
+    The logits are of the smaller input's size. Where their last cells reach beyond it, as 23 cells of 8 rows do beyond
+    180, they are drawn up to cells of as many pixels of the whole input, and what lies beyond it is cut off: drawn up
+    as if they ended with the input, they would lie askew.
 
     Args:
         network: gives class logits.
@@ -62,12 +57,45 @@ class SmallInput(nn.Module):
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width that the network sees of an input of ``size_hw``."""
-        return small_size(size_hw, self.scale, self.multiple)
+        if self.scale == 1:
+            return size_hw
+        # A little less before rounding up: 0.7 * 80 is a trifle more than 56.
+        height, width = (
+            max(1, -int(-(side * self.scale - 1e-6) // self.multiple)) * self.multiple for side in size_hw
+        )
+        return height, width
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
-        height, width = int(x.shape[-2]), int(x.shape[-1])
-        return self.network(shrunk(x, self.size_of((height, width))))
+        given = size_of(x)
+        seen = self.size_of(given)
+        logits: Tensor = self.network(shrunk(x, seen))
+        if seen == given:
+            return logits
+        sides = [_reach(*sides) for sides in zip(given, seen, size_of(logits), strict=True)]
+        if all(within == drawn for drawn, within in sides):
+            return logits
+        (height, rows), (width, columns) = sides
+        return drawn_to(logits, (height, width))[..., :rows, :columns]
+
+
+def _reach(given: int, seen: int, cells: int) -> tuple[int, int]:
+    """To how many cells, each of as many pixels of the input as it was of what was seen, one side is drawn up, and how
+    many of them the input reaches."""
+    stride = -(-seen // cells)
+    beyond = stride * cells - seen
+    if not 0 < beyond < stride:
+        return cells, cells
+    return round(cells * given / seen), -(-given // stride)
+
+
+def small_input(network: ModuleSettings, scale: float, multiple: int = 1) -> SmallInput:
+    """A network for every frame that sees a share of each side, such as the student of a pair by itself.
+
+    Args:
+        network: its factory and arguments, as in a recipe.
+    """
+    return SmallInput(make_module(ModuleSettings.model_validate(network)), scale, multiple)
 
 
 @dataclass(frozen=True)
@@ -231,7 +259,9 @@ def _assembled(
 
 def _motion(settings: MotionSettings, student: SmallInput, example_hw: tuple[int, int]) -> Motion:
     """What looks for motion in the student's maps, which say how many of their cells a block is."""
-    shape = map_shape(student.network, settings.feature_at, "motion.feature_at", student.size_of(example_hw))
+    seen_hw = student.size_of(example_hw)
+    named = (student.network, settings.feature_at, "motion.feature_at", seen_hw)
+    shape = map_shape(*named) if settings.feature_at else map_shape(student, "", "", example_hw)
     given = example_hw[0] / shape[2] if len(shape) == 4 else 0.0
     pool = round(settings.stride / given) if given else 0
     if pool < 1 or min(shape[2:]) < pool:

@@ -83,8 +83,7 @@ class CrossRecipe(Settings):
         student: another trained network to begin from; None begins with a copy of the teacher.
         scale: share of each side that the student sees. The frame is drawn down inside the graph; 1 is for a student
             that is smaller in itself.
-        multiple: the student's sides are rounded up to multiples of this; those of the networks' stride keep the
-            places of both networks' answers in line.
+        multiple: the student's sides are rounded up to multiples of this, for networks that take no others.
         join: ``correct``: the keyframe's residual corrects the student; ``replace``: the student answers alone, without
             state.
         confidence: channels of the convolution that learns where the correction holds; 0 learns two numbers only, and
@@ -100,7 +99,7 @@ class CrossRecipe(Settings):
     task: TaskSpec
     student: ModuleSettings | None = None
     scale: Annotated[float, Field(gt=0, le=1)] = 0.5
-    multiple: Positive = 8
+    multiple: Positive = 1
     join: Join = "correct"
     confidence: Annotated[int, Field(ge=0)] | Literal["none"] = 16
     motion: MotionSettings | None = None

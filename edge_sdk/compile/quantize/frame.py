@@ -7,7 +7,9 @@ at all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,19 +50,20 @@ def fold_frame(model: onnx.ModelProto) -> Preprocessing | None:
     """Let the first convolutions read the frame's bytes, dequantised with scale 1, in place.
 
     Exact but for the outermost pixels: the convolutions' padding becomes one byte for all channels, where it was a
-    zero after normalisation. Of a pair of whole networks each has a first convolution in the keyframe step.
+    zero after normalisation. Of a pair of whole networks each has a first convolution in the keyframe step; that of a
+    student which sees half of the frame reads means of neighbours, and takes them in as well.
 
     Returns:
-        what was folded, or None where the frame is resized first or read by anything but convolutions with constant
-        weights; the model is then as it was.
+        what was folded, or None where the frame is resized in another way first or read by anything but convolutions
+        with constant weights; the model is then as it was.
     """
     convs = _first_readers(model)
-    read = {conv.input[0] for conv in convs}
+    read = {(conv.input[0] if pool is None else pool.input[0]) for conv, pool in convs}
     found = _affine(model, *read) if len(read) == 1 else None
     if found is None:
         return None
-    for conv in convs:
-        _fold_into(model, conv, found)
+    for conv, pool in convs:
+        _fold_into(model, conv, found, pool)
     height, width, _ = shape_of(_frame(model))
     shape = add_constant(model, "frame.batched.shape", np.array([1, height, width, 3], np.int64))
     add_constant(model, _SCALE, np.array(1, np.float32))
@@ -80,7 +83,9 @@ def fold_frame(model: onnx.ModelProto) -> Preprocessing | None:
     return found
 
 
-def _fold_into(model: onnx.ModelProto, conv: onnx.NodeProto, found: Preprocessing) -> None:
+def _fold_into(
+    model: onnx.ModelProto, conv: onnx.NodeProto, found: Preprocessing, pool: onnx.NodeProto | None
+) -> None:
     """Give a convolution the weights and bias with which it reads :data:`CENTRED`."""
     constants = Wiring(model.graph).constants
     weight = numpy_helper.to_array(constants[conv.input[1]])
@@ -92,6 +97,8 @@ def _fold_into(model: onnx.ModelProto, conv: onnx.NodeProto, found: Preprocessin
     folded = np.einsum("oihw,ic->ochw", weight, found.matrix)
     middle = found.shift + found.matrix @ np.full(3, float(found.blank))
     moved = bias + np.einsum("oihw,i->o", weight, middle)
+    if pool is not None:
+        folded = _over_means(conv, folded, _kernel_of(pool))
     stem = conv.input[1].removesuffix(".weight")
     if f"{stem}.on_bytes.weight" in constants:
         stem = conv.name  # two convolutions had the same weights
@@ -99,6 +106,20 @@ def _fold_into(model: onnx.ModelProto, conv: onnx.NodeProto, found: Preprocessin
     del conv.input[2:]
     conv.input.append(add_constant(model, f"{stem}.on_bytes.bias", moved.astype(np.float32)))
     conv.input[0] = CENTRED
+
+
+def _over_means(conv: onnx.NodeProto, weight: np.ndarray, kernel: tuple[int, int]) -> np.ndarray:
+    """Weights of the convolution where it reads what the means of that size were of, and its strides and padding."""
+    given = _attributes(conv)
+    changed = {
+        "kernel_shape": [size * of for size, of in zip(weight.shape[2:], kernel, strict=True)],
+        "strides": [step * of for step, of in zip(given.get("strides", (1, 1)), kernel, strict=True)],
+        "pads": [pad * of for pad, of in zip(given.get("pads", (0,) * 4), (*kernel, *kernel), strict=True)],
+    }
+    kept = [attribute for attribute in conv.attribute if attribute.name not in changed]
+    del conv.attribute[:]
+    conv.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in changed.items())])
+    return weight.repeat(kernel[0], 2).repeat(kernel[1], 3) / math.prod(kernel)
 
 
 def range_of_bytes(found: Preprocessing) -> tuple[float, float]:
@@ -120,26 +141,53 @@ def _frame(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     return next(value for value in model.graph.input if value.name == FRAME)
 
 
-def _first_readers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The convolutions over three channels that all elementwise work on the frame leads to; none where it also leads
-    elsewhere."""
+def _first_readers(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto | None]]:
+    """The convolutions over three channels that all elementwise work on the frame leads to, each with the means that
+    it reads; none where the frame also leads elsewhere."""
     wiring = Wiring(model.graph)
-    frontier, seen, found = [FRAME], set(), {}
+    frontier, seen = [FRAME], set()
+    found: list[tuple[onnx.NodeProto, onnx.NodeProto | None]] = []
     while frontier:
         for node in wiring.readers.get(frontier.pop(), []):
+            if node.name in seen:
+                continue
+            seen.add(node.name)
             if node.op_type in _ELEMENTWISE:
-                if node.name not in seen:
-                    seen.add(node.name)
-                    frontier += node.output
+                frontier += node.output
+            elif _block_means(node, shape_of(_frame(model))[:2]):
+                found += [(reader, node) for reader in wiring.readers.get(node.output[0], [])]
             else:
-                found[node.name] = node
-    convs = list(found.values())
-    return convs if all(_plain(conv, wiring) for conv in convs) else []
+                found.append((node, None))
+    return found if all(_plain(conv, wiring, pool is not None) for conv, pool in found) else []
 
 
-def _plain(node: onnx.NodeProto, wiring: Wiring) -> bool:
-    """Whether it is a convolution over three channels with constant weights."""
+def _block_means(node: onnx.NodeProto, size_hw: tuple[int, ...]) -> bool:
+    """Whether it gives the mean of each block of a frame, none of which overlap or reach beyond it."""
+    if node.op_type != "AveragePool":
+        return False
+    given, kernel = _attributes(node), _kernel_of(node)
+    apart = tuple(given.get("strides", (1, 1))) == kernel and not any(given.get("pads", ()))
+    whole = all(side % step == 0 for side, step in zip(size_hw, kernel, strict=True))
+    return apart and whole and given.get("auto_pad", b"NOTSET") == b"NOTSET"
+
+
+def _kernel_of(pool: onnx.NodeProto) -> tuple[int, int]:
+    height, width = _attributes(pool)["kernel_shape"]
+    return height, width
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _plain(node: onnx.NodeProto, wiring: Wiring, stretched: bool) -> bool:
+    """Whether it is a convolution over three channels with constant weights; stretched, without holes."""
     if node.op_type != "Conv":
+        return False
+    given = _attributes(node)
+    if stretched and (
+        set(given.get("dilations", (1,))) != {1} or given.get("auto_pad", b"NOTSET") != b"NOTSET"
+    ):
         return False
     weight = wiring.constants.get(node.input[1])
     biases = [name for name in node.input[2:] if name]
