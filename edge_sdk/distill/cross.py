@@ -82,9 +82,9 @@ class SmallInput(nn.Module):
 def _reach(given: int, seen: int, cells: int) -> tuple[int, int]:
     """To how many cells, each of as many pixels of the input as it was of what was seen, one side is drawn up, and how
     many of them the input reaches."""
-    stride = -(-seen // cells)
-    beyond = stride * cells - seen
-    if not 0 < beyond < stride:
+    # Strides are powers of two; another is taken for one that ends with the input.
+    stride = 1 << (-(-seen // cells) - 1).bit_length()
+    if not 0 <= stride * cells - seen < stride:
         return cells, cells
     return round(cells * given / seen), -(-given // stride)
 

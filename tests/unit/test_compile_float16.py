@@ -312,6 +312,50 @@ def test_several_first_convolutions_are_folded(shared: bool) -> None:
     assert np.abs(after - before)[..., 1:, 1:].max() < 1e-5 * np.abs(before).max()
 
 
+@pytest.mark.parametrize("kernel", [(2, 2), (1, 2), (4, 2)])
+def test_means_of_neighbours_are_folded_in_too(kernel: tuple[int, int]) -> None:
+    """A student that sees half of the frame reads means of it."""
+    model = _with_means(kernel_shape=kernel, strides=kernel)
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    assert fold_frame(folded) is not None
+    assert "AveragePool" not in {node.op_type for node in folded.graph.node}
+    assert [node.input[0] for node in folded.graph.node if node.op_type == "Conv"].count(CENTRED) == 2
+    feeds = {"frame": pairs.images(1)[0]}
+    before, after = (session(graph, optimised=False).run(["second"], feeds)[0] for graph in (model, folded))
+    assert after.shape == before.shape
+    assert np.abs(after - before)[..., 1:-1, 1:-1].max() < 1e-5 * np.abs(before).max()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kernel_shape": (2, 2), "strides": (1, 1)},  # they overlap
+        {"kernel_shape": (2, 2), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+        {"kernel_shape": (7, 2), "strides": (7, 2)},  # rows are left over
+    ],
+)
+def test_other_means_are_left_as_they_are(given: dict[str, Any]) -> None:
+    model = _with_means(**given)
+    before = model.SerializeToString()
+    assert fold_frame(model) is None
+    assert model.SerializeToString() == before
+
+
+def _with_means(**given: Any) -> onnx.ModelProto:
+    """A keyframe step with a second first convolution, which reads means."""
+    model = pairs.recurrent_graph("keyframe")
+    stem = next(node for node in model.graph.node if node.name == "node_stem")
+    second = onnx.NodeProto()
+    second.CopyFrom(stem)
+    second.name, second.output[0], second.input[0] = "node_second", "second", "means"
+    means = helper.make_node("AveragePool", [stem.input[0]], ["means"], name="node_means", **given)
+    model.graph.node.extend([means, second])
+    sort_nodes(model)
+    model.graph.output.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, None))
+    return model
+
+
 def test_a_blank_byte_for_zeros(quantizer: Quantizer) -> None:
     """The border stands for what normalises to zero: byte 114 of a scale of 1/60 and a shift of -1.9."""
     folded = onnx.ModelProto()

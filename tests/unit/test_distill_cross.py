@@ -22,6 +22,7 @@ from edge_sdk.distill.cross import (  # noqa: E402
     SmallInput,
     load_cross,
     make_cross,
+    small_input,
 )
 from edge_sdk.distill.cross_recipe import CrossRecipe  # noqa: E402
 from edge_sdk.distill.cross_training import CrossObjective, distill_cross  # noqa: E402
@@ -30,7 +31,7 @@ from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
 from edge_sdk.distill.modules import load_module, read_checkpoint, save_checkpoint  # noqa: E402
 from edge_sdk.distill.recipes import DistillRecipe, ModuleSettings, Preprocess  # noqa: E402
 from edge_sdk.distill.steps import TRUST  # noqa: E402
-from edge_sdk.distill.taps import feature_loss  # noqa: E402
+from edge_sdk.distill.taps import drawn_to, feature_loss, size_of  # noqa: E402
 from edge_sdk.distill.train import frame_miou  # noqa: E402
 from edge_sdk.errors import CheckpointError, RecipeError, ShapeError  # noqa: E402
 from edge_sdk.settings import parse_settings  # noqa: E402
@@ -133,6 +134,36 @@ def test_halving_by_means_is_the_bilinear_resize(size_hw: tuple[int, int], multi
     x = frame(3, size_hw)
     expected = F.interpolate(x, size=small.size_of(size_hw), mode="bilinear")
     assert close(small(x), expected)
+
+
+class Every8th(nn.Module):
+    """Logits are every eighth pixel, as a network of stride 8 places them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., ::8, ::8]
+
+
+@pytest.mark.parametrize("size_hw", [(360, 480), (240, 424), (100, 212), (56, 60)])
+def test_answers_to_half_a_frame_are_in_line_with_those_to_all_of_it(size_hw: tuple[int, int]) -> None:
+    """Where sides are no multiples of the stride too: each cell is as far from the teacher's as the first."""
+    rows = torch.arange(float(size_hw[0]))[:, None] + torch.zeros(size_hw)
+    columns = torch.arange(float(size_hw[1])) + torch.zeros(size_hw)
+    x = torch.stack([rows, columns, columns])[None]
+    whole = Every8th()(x)
+    small = drawn_to(SmallInput(Every8th(), 0.5, 1)(x), size_of(whole))
+    away = (small - whole)[0, :, 1:-1, 1:-1]
+    # Half a pixel of halving, and bilinear maps have their cells' middle elsewhere.
+    assert torch.allclose(away[0], torch.tensor(-3.5), atol=1e-3)
+    assert torch.allclose(away[1], torch.tensor(-3.5), atol=1e-3)
+
+
+def test_a_student_by_itself_is_a_network_for_every_frame(tmp_path: Path) -> None:
+    pair = make_cross(recipe(tmp_path), SIZE_HW)
+    given = module(tmp_path, "student", 2)
+    small = small_input(ModuleSettings.model_validate(given), 0.5, 4)
+    small.load_state_dict(pair.student.state_dict())
+    x = frame(5, SIZE_HW)
+    assert torch.equal(small.eval()(x), pair.student(x))
 
 
 # Where the keyframe corrects
