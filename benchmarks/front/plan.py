@@ -76,8 +76,11 @@ def pair_name(precision: str, budget: float) -> str:
 
 
 def teacher_recipe(plan: Benchmark) -> TrainRecipe:
-    """The teacher, from labels."""
-    return _frames(plan, TEACHER, plan.teacher.width, plan.teacher_course, None)
+    """The teacher, from labels; one that begins from a smaller one is taught by it too."""
+    smaller, given = plan.teacher.smaller, None
+    if smaller is not None:
+        given = module(plan, smaller, plan.folder_of(smaller) / TEACHER / "model.pt")
+    return _frames(plan, TEACHER, plan.teacher.width, plan.teacher_course, given)
 
 
 def net_recipes(plan: Benchmark) -> dict[str, TrainRecipe]:
@@ -101,15 +104,11 @@ def rivals(plan: Benchmark) -> dict[str, Path]:
 def _frames(
     plan: Benchmark, name: str, width: int, course: Course, given: ModuleSettings | None
 ) -> TrainRecipe:
-    scene = SCENES[plan.scene]
-    taught, smaller = given is not None, plan.teacher.smaller
-    start = given.checkpoint if given is not None else None
-    if not taught and smaller is not None:
-        start = plan.folder_of(smaller) / TEACHER / "model.pt"
+    scene, taught = SCENES[plan.scene], given is not None
     return TrainRecipe(
         out=plan.folder / name,
         module=module(plan, width),
-        start=start,
+        start=given.checkpoint if given is not None else None,
         teacher=given,
         task=task_of(scene),
         data=scene.stills,

@@ -120,7 +120,7 @@ class Teacher:
     smaller: int | None = None
     nets: tuple[int, ...] = (8, 12, 16, 20, 24)
     students: tuple[Student, ...] = (
-        Student(16, 0.5), Student(24, 0.5), Student(8), Student(16), Student(24),
+        Student(16, 0.5), Student(24, 0.5), Student(16), Student(24),
     )  # fmt: skip
     budgets: tuple[float, ...] = (0.55, 0.75, 0.95)
     intervals: tuple[int, ...] = (5, 10, 20)
@@ -213,7 +213,8 @@ FULL = Benchmark()
 BIG = replace(
     FULL,
     teacher=Teacher(width=64, smaller=32, nets=(), students=(Student(24),), budgets=()),
-    teacher_course=Course(steps=800, batch=4, lr=8e-4),
+    # It answers as the smaller one did to begin with; larger steps lose that (0.616 after 800 of 8e-4).
+    teacher_course=Course(steps=500, batch=4, lr=2e-4),
     join_course=replace(FULL.join_course, steps=700),
 )
 TEACHERS = {plan.teacher.width: plan for plan in (FULL, BIG)}

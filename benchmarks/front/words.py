@@ -135,7 +135,9 @@ def _who(plan: Benchmark, found: set[str]) -> list[str]:
     """What the rows are, and how long each learned."""
     nets, joined, half, gamma4 = plan.net_course, plan.join_course, plan.half_course, plan.gamma4_course
     smaller, course = plan.teacher.smaller, plan.teacher_course
-    began = "" if smaller is None else f", begun from `width{smaller}`, the smaller teacher"
+    began = (
+        "" if smaller is None else f", begun from `width{smaller}`, the smaller teacher, and taught by it too"
+    )
     said = [f"- `teacher`: {course.steps} steps of {course.batch} labelled frames{began}."]
     if plan.teacher.nets:
         said.append(
