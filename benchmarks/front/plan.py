@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from settings import FACTORY, INT8, SCENES, SMALL_INPUT, Benchmark, Course, Scene, Student
+from settings import FACTORY, INT8, SCENES, SMALL_INPUT, VIEWS, Benchmark, Course, Scene, Student
 
 from edge_sdk.compile import ExportRecipe
 from edge_sdk.distill import DistillRecipe, TrainRecipe
@@ -47,7 +47,20 @@ def module(plan: Benchmark, width: int, checkpoint: Path | None = None) -> Modul
 
 def teacher(plan: Benchmark) -> ModuleSettings:
     """The trained teacher."""
-    return module(plan, plan.teacher.width, plan.folder / TEACHER / "model.pt")
+    network, weights = module(plan, plan.teacher.width), plan.folder / TEACHER / "model.pt"
+    if plan.teacher.views:
+        arguments = {
+            "network": network.model_dump(mode="json"),
+            "scales": plan.teacher.views,
+            "mirror": False,
+        }
+        network = ModuleSettings(factory=VIEWS, arguments=arguments)
+    return network.model_copy(update={"checkpoint": weights})
+
+
+def once_weights(plan: Benchmark) -> Path:
+    """Of the teacher that looks once."""
+    return plan.folder_of(plan.teacher.once) / TEACHER / "model.pt"
 
 
 def net_name(width: int) -> str:
@@ -76,11 +89,8 @@ def pair_name(precision: str, budget: float) -> str:
 
 
 def teacher_recipe(plan: Benchmark) -> TrainRecipe:
-    """The teacher, from labels; one that begins from a smaller one is taught by it too."""
-    smaller, given = plan.teacher.smaller, None
-    if smaller is not None:
-        given = module(plan, smaller, plan.folder_of(smaller) / TEACHER / "model.pt")
-    return _frames(plan, TEACHER, plan.teacher.width, plan.teacher_course, given)
+    """The teacher, from labels."""
+    return _frames(plan, TEACHER, plan.teacher.width, plan.teacher_course, None)
 
 
 def net_recipes(plan: Benchmark) -> dict[str, TrainRecipe]:
@@ -93,11 +103,10 @@ def net_recipes(plan: Benchmark) -> dict[str, TrainRecipe]:
 
 
 def rivals(plan: Benchmark) -> dict[str, Path]:
-    """Checkpoints of the networks for every frame by name; the teacher that this one began from is one of them."""
+    """Checkpoints of the networks for every frame by name; of a teacher of several views, the one that looks once."""
     found = {name: recipe.out / "model.pt" for name, recipe in net_recipes(plan).items()}
-    smaller = plan.teacher.smaller
-    if smaller is not None:
-        found[net_name(smaller)] = plan.folder_of(smaller) / TEACHER / "model.pt"
+    if plan.teacher.views:
+        found[net_name(plan.teacher.width)] = once_weights(plan)
     return found
 
 
@@ -173,8 +182,10 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
     course = plan.half_course if small else plan.join_course
     motion = {**plan.motion, **(plan.motion_half if small else {})}
     begin = plan.folder / net_name(student.width) / "model.pt"
-    if plan.teacher.smaller is not None:
-        begin = alone_weights(plan.folder_of(plan.teacher.smaller) / joined_name(student) / "student.pt")
+    if plan.teacher.views and student.width == plan.teacher.width:
+        begin = once_weights(plan)
+    elif plan.teacher.views:
+        begin = alone_weights(plan.folder_of(plan.teacher.once) / joined_name(student) / "student.pt")
     return CrossRecipe(
         kind="cross",
         out=plan.folder / joined_name(student),
@@ -228,20 +239,22 @@ def export_recipe(plan: Benchmark, name: str, weights: Path) -> ExportRecipe:
     return ExportRecipe(out=bundle_of(plan, name), checkpoint=weights, frame_hw=frame_hw, decode_stride=2)
 
 
-def alone_recipe(plan: Benchmark, student: Student, weights: Path) -> ExportRecipe:
-    """The bundle of a pair's student on every frame, with those weights."""
-    scene, network = SCENES[plan.scene], module(plan, student.width)
+def network_recipe(plan: Benchmark, name: str, network: ModuleSettings) -> ExportRecipe:
+    """The bundle of a network for every frame."""
+    scene = SCENES[plan.scene]
+    return ExportRecipe(
+        out=bundle_of(plan, name), module=network, task=task_of(scene), preprocess=_preprocess(scene),
+        frame_hw=scene.frame_hw, decode_stride=2,
+    )  # fmt: skip
+
+
+def alone(plan: Benchmark, student: Student, weights: Path) -> ModuleSettings:
+    """A pair's student on every frame, with those weights."""
+    network = module(plan, student.width)
     if student.scale < 1:
         arguments = {"network": network.model_dump(mode="json"), "scale": student.scale}
         network = ModuleSettings(factory=SMALL_INPUT, arguments=arguments)
-    return ExportRecipe(
-        out=bundle_of(plan, alone_name(student)),
-        module=network.model_copy(update={"checkpoint": weights}),
-        task=task_of(scene),
-        preprocess=_preprocess(scene),
-        frame_hw=scene.frame_hw,
-        decode_stride=2,
-    )
+    return network.model_copy(update={"checkpoint": weights})
 
 
 def front_recipe(plan: Benchmark, pairs: list[Path]) -> FrontRecipe:

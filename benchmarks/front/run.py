@@ -1,6 +1,6 @@
 """The front: pairs of several budgets beside networks of several widths, in float32 and INT8; writes RESULTS.md.
 
-    python benchmarks/front/run.py [--scene camvid] [--teacher 64] [--only NAME]
+    python benchmarks/front/run.py [--scene camvid] [--teacher 32_views] [--only NAME]
                                    [--only-measure] [--only-words] [--trial] [--list]
 
 Run it from the repository's root; everything goes to runs/front. A training that is done is not done again, and one
@@ -32,7 +32,7 @@ from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
 from edge_sdk.distill.cross import load_cross
 from edge_sdk.distill.cross_recipe import CrossRecipe
 from edge_sdk.distill.cross_training import distill_cross
-from edge_sdk.distill.modules import save_checkpoint
+from edge_sdk.distill.modules import fill_module, make_module, read_weights, save_checkpoint
 from edge_sdk.evaluate.front import Front, measure_front
 from edge_sdk.files import write_text
 from edge_sdk.profile.prepare.stage import profile
@@ -54,11 +54,13 @@ class Job:
 def jobs(plan: Benchmark) -> dict[str, Job]:
     """Every training and cost table by name, in an order in which what is needed comes before."""
     found = {plans.TEACHER: _training(plans.teacher_recipe(plan), ())}
+    if plan.teacher.views:
+        found[plans.TEACHER] = Job(found[plans.TEACHER].result, (), partial(_several_views, plan))
     for name, given in plans.net_recipes(plan).items():
         found[name] = _training(given, (plans.TEACHER,))
     for student in plan.teacher.students:
         recipe = plans.joined_recipe(plan, student)
-        net = (plans.net_name(student.width),) if plan.teacher.smaller is None else ()
+        net = () if plan.teacher.views else (plans.net_name(student.width),)
         found[plans.joined_name(student)] = _training(recipe, (plans.TEACHER, *net))
     if not plan.teacher.budgets:
         return found
@@ -80,6 +82,14 @@ def _training(recipe: TrainRecipe | DistillRecipe | CrossRecipe, after: tuple[st
     if isinstance(recipe, CrossRecipe):
         return Job(recipe.out / "student.pt", after, partial(_joined, recipe))
     return Job(recipe.out / "student.pt", after, lambda progress: distill(recipe, progress=progress))
+
+
+def _several_views(plan: Benchmark, _progress: Progress) -> None:
+    """Checkpoint of the teacher of several views: the weights of the one that looks once, by their names in it."""
+    weights = read_weights(plans.once_weights(plan))
+    network = make_module(plans.teacher(plan))
+    fill_module(network.get_submodule("network"), weights, plans.once_weights(plan))
+    save_checkpoint(plan.folder / plans.TEACHER / "model.pt", {"state_dict": network.state_dict()})
 
 
 def _joined(recipe: CrossRecipe, progress: Progress) -> None:
@@ -147,16 +157,24 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
     needed = [plans.TEACHER, *plans.net_recipes(plan), *map(plans.joined_name, plan.teacher.students)]
     if lacking := [name for name in missing if name in needed]:
         raise SystemExit(f"{lacking[0]}: not trained yet: {COMMAND} --only {lacking[0]}")
-    networks = {plans.TEACHER: trained[plans.TEACHER], **plans.rivals(plan)}
-    for name, weights in {**networks, **{name: trained[name] for name in pairs}}.items():
+    built(plan, _teacher_bundle(plan), trained[plans.TEACHER], progress)
+    for name, weights in {**plans.rivals(plan), **{name: trained[name] for name in pairs}}.items():
         built(plan, plans.export_recipe(plan, name, weights), weights, progress)
     for student in plan.teacher.students:
         pair = trained[plans.joined_name(student)]
-        built(plan, plans.alone_recipe(plan, student, plans.alone_weights(pair)), pair, progress)
+        network = plans.alone(plan, student, plans.alone_weights(pair))
+        built(plan, plans.network_recipe(plan, plans.alone_name(student), network), pair, progress)
     recipe = plans.front_recipe(plan, [plans.bundle_of(plan, name) for name in pairs])
     found = measure_front(recipe, progress=progress)
     found.write_report(plan.folder / "front")
     return found
+
+
+def _teacher_bundle(plan: Benchmark) -> ExportRecipe:
+    given = plans.teacher(plan)
+    if plan.teacher.views:
+        return plans.network_recipe(plan, plans.TEACHER, given)
+    return plans.export_recipe(plan, plans.TEACHER, plan.folder / plans.TEACHER / "model.pt")
 
 
 def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[words.Claim]:
@@ -176,15 +194,15 @@ def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[
 def _command(plan: Benchmark) -> str:
     """By which these results come again."""
     scene = "" if plan.scene == FULL.scene else f" --scene {plan.scene}"
-    teacher = "" if plan.teacher.smaller is None else f" --teacher {plan.teacher.width}"
+    teacher = f" --teacher {plan.teacher.name}" if plan.teacher.views else ""
     return COMMAND + scene + teacher
 
 
 def results_file(plan: Benchmark) -> Path:
     """Of the figures of this scene and teacher."""
     named = [plan.scene] if plan.scene != FULL.scene else []
-    if plan.teacher.smaller is not None:
-        named.append(str(plan.teacher.width))
+    if plan.teacher.views:
+        named.append("views")
     return plan.results / ("_".join(["results", *named]) + ".json")
 
 
@@ -195,7 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--scene", choices=sorted(SCENES), default=FULL.scene)
     parser.add_argument(
-        "--teacher", type=int, choices=sorted(TEACHERS), default=FULL.teacher.width, help="its width"
+        "--teacher", choices=sorted(TEACHERS), default=FULL.teacher.name, help="the keyframes' network"
     )
     parser.add_argument("--only", metavar="NAME", help="one training or cost table alone")
     parser.add_argument("--only-measure", action="store_true", help="measure what is trained")

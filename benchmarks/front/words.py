@@ -31,7 +31,7 @@ def claims(plan: Benchmark, found: Front, tables: dict[str, CostTable]) -> list[
     """Everything that the front is to show."""
     proofs = []
     for engine in ("float32", INT8):
-        if plan.teacher.smaller is not None:
+        if plan.teacher.views:
             proofs.append(_little_lost(found, engine))
             continue
         for interval, asked in ASKED.items():
@@ -134,17 +134,20 @@ def results(
 def _who(plan: Benchmark, found: set[str]) -> list[str]:
     """What the rows are, and how long each learned."""
     nets, joined, half, gamma4 = plan.net_course, plan.join_course, plan.half_course, plan.gamma4_course
-    smaller, course = plan.teacher.smaller, plan.teacher_course
-    began = (
-        "" if smaller is None else f", begun from `width{smaller}`, the smaller teacher, and taught by it too"
-    )
-    said = [f"- `teacher`: {course.steps} steps of {course.batch} labelled frames{began}."]
+    views, course = plan.teacher.views, plan.teacher_course
+    said = [f"- `teacher`: {course.steps} steps of {course.batch} labelled frames."]
+    if views:
+        shares = ", ".join(f"{view:g}" for view in views)
+        said = [
+            f"- `teacher`: the mean of `width{plan.teacher.width}` over the frame at {shares} times each side; "
+            f"{sum(view**2 for view in views):.1f} times its work."
+        ]
     if plan.teacher.nets:
         said.append(
             "- `widthN`: a network for every frame, taught by the teacher and the labels; begins from channels of the "
             f"teacher: {nets.steps} steps of {nets.batch}."
         )
-    begins = "widthN" if smaller is None else "the smaller teacher's `joinedN`"
+    begins = "the teacher that looks once, or of its `joinedN`" if views else "`widthN`"
     said.append(
         f"- `joinedN`: the pair of the teacher and the network of {begins}, which learns on with confidence and "
         f"motion: {joined.steps} steps of {joined.batch} pairs of frames."
