@@ -14,6 +14,7 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.distill.cross import make_cross
 from edge_sdk.distill.cross_recipe import CrossRecipe
+from edge_sdk.distill.models.views import Views
 from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.distill.skip.net import to_skip
 from edge_sdk.distill.skip.recipes import SkipRecipe
@@ -42,6 +43,7 @@ CROSSES: dict[str, dict[str, Any]] = {
         "motion": {"stride": 8, "radius": 1, "feature_at": "middle", "follow": True},
     },
     "cross_whole": {"scale": 1.0, "confidence": "none", "motion": {"stride": 8}},
+    "cross_views": {"multiple": 4, "teacher": {"scales": [1.0, 1.5], "mirror": True}},
 }
 PAIRS = (*CLIPS, *SKIPS, *CROSSES)
 # Those that hold every operator that any of them has.
@@ -84,9 +86,14 @@ def _skip(folder: Path, skip: dict[str, Any]) -> Path:
 def _cross(folder: Path, changes: dict[str, Any]) -> Path:
     weights = folder / "teacher.pt"
     save_checkpoint(weights, teacher().state_dict())
+    keyframes: dict[str, Any] = {**_TEACHER, "checkpoint": weights}
+    if views := changes.get("teacher"):
+        keyframes = {"factory": "edge_sdk.distill.models:several_views", "checkpoint": folder / "views.pt"}
+        keyframes["arguments"] = {"network": _TEACHER, **views}
+        save_checkpoint(folder / "views.pt", Views(teacher(), **views).state_dict())
     data = {
         **_MASKS, "kind": "cross", "out": folder, "data": {"video": ["none"]}, "loop": {"steps": 1},
-        "teacher": {**_TEACHER, "checkpoint": weights}, "student": {**_TEACHER, "checkpoint": weights}, **changes,
+        "student": {**_TEACHER, "checkpoint": weights}, **changes, "teacher": keyframes,
     }  # fmt: skip
     recipe = parse_settings(data, CrossRecipe, "test")
     pair = make_cross(recipe, FRAME_HW)
