@@ -47,7 +47,7 @@ def module(plan: Benchmark, width: int, checkpoint: Path | None = None) -> Modul
 
 def teacher(plan: Benchmark) -> ModuleSettings:
     """The trained teacher."""
-    network, weights = module(plan, plan.teacher.width), plan.folder / TEACHER / "model.pt"
+    network = module(plan, plan.teacher.width)
     if plan.teacher.views:
         arguments = {
             "network": network.model_dump(mode="json"),
@@ -55,11 +55,11 @@ def teacher(plan: Benchmark) -> ModuleSettings:
             "mirror": False,
         }
         network = ModuleSettings(factory=VIEWS, arguments=arguments)
-    return network.model_copy(update={"checkpoint": weights})
+    return network.model_copy(update={"checkpoint": teacher_weights(plan)})
 
 
-def once_weights(plan: Benchmark) -> Path:
-    """Of the teacher that looks once."""
+def teacher_weights(plan: Benchmark) -> Path:
+    """Of the teacher that looks once; one that looks several times has the same."""
     return plan.folder_of(plan.teacher.once) / TEACHER / "model.pt"
 
 
@@ -106,7 +106,7 @@ def rivals(plan: Benchmark) -> dict[str, Path]:
     """Checkpoints of the networks for every frame by name; of a teacher of several views, the one that looks once."""
     found = {name: recipe.out / "model.pt" for name, recipe in net_recipes(plan).items()}
     if plan.teacher.views:
-        found[net_name(plan.teacher.width)] = once_weights(plan)
+        found[net_name(plan.teacher.width)] = teacher_weights(plan)
     return found
 
 
@@ -183,7 +183,7 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
     motion = {**plan.motion, **(plan.motion_half if small else {})}
     begin = plan.folder / net_name(student.width) / "model.pt"
     if plan.teacher.views and student.width == plan.teacher.width:
-        begin = once_weights(plan)
+        begin = teacher_weights(plan)
     elif plan.teacher.views:
         begin = alone_weights(plan.folder_of(plan.teacher.once) / joined_name(student) / "student.pt")
     return CrossRecipe(

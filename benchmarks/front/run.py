@@ -32,7 +32,7 @@ from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
 from edge_sdk.distill.cross import load_cross
 from edge_sdk.distill.cross_recipe import CrossRecipe
 from edge_sdk.distill.cross_training import distill_cross
-from edge_sdk.distill.modules import fill_module, make_module, read_weights, save_checkpoint
+from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.evaluate.front import Front, measure_front
 from edge_sdk.files import write_text
 from edge_sdk.profile.prepare.stage import profile
@@ -53,15 +53,15 @@ class Job:
 
 def jobs(plan: Benchmark) -> dict[str, Job]:
     """Every training and cost table by name, in an order in which what is needed comes before."""
-    found = {plans.TEACHER: _training(plans.teacher_recipe(plan), ())}
-    if plan.teacher.views:
-        found[plans.TEACHER] = Job(found[plans.TEACHER].result, (), partial(_several_views, plan))
+    found = {}
+    if not plan.teacher.views:
+        found[plans.TEACHER] = _training(plans.teacher_recipe(plan), ())
     for name, given in plans.net_recipes(plan).items():
         found[name] = _training(given, (plans.TEACHER,))
     for student in plan.teacher.students:
         recipe = plans.joined_recipe(plan, student)
-        net = () if plan.teacher.views else (plans.net_name(student.width),)
-        found[plans.joined_name(student)] = _training(recipe, (plans.TEACHER, *net))
+        after = () if plan.teacher.views else (plans.TEACHER, plans.net_name(student.width))
+        found[plans.joined_name(student)] = _training(recipe, after)
     if not plan.teacher.budgets:
         return found
     found[plans.GAMMA4] = _training(plans.gamma4_recipe(plan), (plans.TEACHER,))
@@ -84,20 +84,11 @@ def _training(recipe: TrainRecipe | DistillRecipe | CrossRecipe, after: tuple[st
     return Job(recipe.out / "student.pt", after, lambda progress: distill(recipe, progress=progress))
 
 
-def _several_views(plan: Benchmark, _progress: Progress) -> None:
-    """Checkpoint of the teacher of several views: the weights of the one that looks once, by their names in it."""
-    weights = read_weights(plans.once_weights(plan))
-    network = make_module(plans.teacher(plan))
-    fill_module(network.get_submodule("network"), weights, plans.once_weights(plan))
-    save_checkpoint(plan.folder / plans.TEACHER / "model.pt", {"state_dict": network.state_dict()})
-
-
 def _joined(recipe: CrossRecipe, progress: Progress) -> None:
     """The pair, and its student's weights by themselves."""
     pair = Path(distill_cross(recipe, progress=progress).checkpoint)
-    student = load_cross(pair)[0].student
-    alone = student if recipe.scale < 1 else student.network
-    save_checkpoint(plans.alone_weights(pair), {"state_dict": alone.state_dict()})
+    network = load_cross(pair)[0].student.network
+    save_checkpoint(plans.alone_weights(pair), {"state_dict": network.state_dict()})
 
 
 def _profile(recipe: plans.ProfileRecipe, progress: Progress) -> None:
@@ -154,10 +145,10 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
     trained = {name: job.result for name, job in every.items() if job.result.suffix == ".pt"}
     missing = [name for name, result in trained.items() if not result.is_file()]
     pairs = [name for name in trained if trained[name].name == "student.pt" and name not in missing]
-    needed = [plans.TEACHER, *plans.net_recipes(plan), *map(plans.joined_name, plan.teacher.students)]
-    if lacking := [name for name in missing if name in needed]:
+    if lacking := [name for name in missing if trained[name].name == "model.pt" or "joined" in name]:
         raise SystemExit(f"{lacking[0]}: not trained yet: {COMMAND} --only {lacking[0]}")
-    built(plan, _teacher_bundle(plan), trained[plans.TEACHER], progress)
+    teacher = plans.teacher(plan)
+    built(plan, plans.network_recipe(plan, plans.TEACHER, teacher), plans.teacher_weights(plan), progress)
     for name, weights in {**plans.rivals(plan), **{name: trained[name] for name in pairs}}.items():
         built(plan, plans.export_recipe(plan, name, weights), weights, progress)
     for student in plan.teacher.students:
@@ -168,13 +159,6 @@ def measured(plan: Benchmark, every: dict[str, Job], progress: Progress) -> Fron
     found = measure_front(recipe, progress=progress)
     found.write_report(plan.folder / "front")
     return found
-
-
-def _teacher_bundle(plan: Benchmark) -> ExportRecipe:
-    given = plans.teacher(plan)
-    if plan.teacher.views:
-        return plans.network_recipe(plan, plans.TEACHER, given)
-    return plans.export_recipe(plan, plans.TEACHER, plan.folder / plans.TEACHER / "model.pt")
 
 
 def write_results(plan: Benchmark, found: Front, every: dict[str, Job]) -> list[words.Claim]:

@@ -7,7 +7,7 @@ import inspect
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ _NESTED_KEYS = ("state_dict", "model", "model_state_dict", "module", "weights", 
 
 # What wrappers put before every name, outermost first.
 _PREFIXES = ("module.", "_orig_mod.", "module.")
+# What is before every name of a network inside `small_input` and `several_views`.
+_INNER = "network."
 
 
 def make_module(settings: ModuleSettings) -> nn.Module:
@@ -133,13 +135,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def without_prefix(weights: Mapping[str, Tensor], own: set[str]) -> Mapping[str, Tensor]:
-    """``weights`` without what DistributedDataParallel and ``torch.compile`` put before every name."""
+def matched_names(weights: Mapping[str, Tensor], own: set[str]) -> Mapping[str, Tensor]:
+    """``weights`` by the names in ``own``.
+
+    They lose what DistributedDataParallel and ``torch.compile`` put before every name; those of a network by itself
+    get the prefix of one inside a module that changes its input or answers alone.
+    """
     for prefix in _PREFIXES:
-        prefixed = bool(weights) and all(name.startswith(prefix) for name in weights)
-        if prefixed and not all(name.startswith(prefix) for name in own):
+        if _prefixed(weights, prefix) and not _prefixed(own, prefix):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    if _prefixed(own, _INNER) and not any(name.startswith(_INNER) for name in weights):
+        weights = {_INNER + name: value for name, value in weights.items()}
     return weights
+
+
+def _prefixed(names: Collection[str], prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
 
 
 def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -149,7 +160,7 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str | 
         CheckpointError: names the first missing, unexpected or differently shaped tensors.
     """
     own = module.state_dict()
-    weights = without_prefix(weights, set(own))
+    weights = matched_names(weights, set(own))
     missing = [name for name in own if name not in weights]
     extra = [name for name in weights if name not in own]
     shapes = [

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.distill.modules import without_prefix
+from edge_sdk.distill.modules import matched_names
 from edge_sdk.errors import CheckpointError
 
 # Noise of repeated weights, as a share of their spread.
@@ -40,7 +40,7 @@ def fit_width(
             channels are not more or fewer by one share, such as those of other classes.
     """
     own = module.state_dict()
-    weights = without_prefix(weights, set(own))
+    weights = matched_names(weights, set(own))
     strange = sorted(own.keys() ^ weights.keys())
     strange += [name for name in own if name in weights and not _alike(own[name], weights[name])]
     if not strange:

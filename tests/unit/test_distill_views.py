@@ -55,9 +55,11 @@ def test_one_view_is_the_network() -> None:
         assert torch.equal(Views(net, (1.0,), mirror=False)(x), net(x))
 
 
-def test_a_recipe_makes_it(tmp_path: Path) -> None:
-    weights = tmp_path / "views.pt"
-    save_checkpoint(weights, Views(network(), (1.0,), mirror=True).state_dict())
+@pytest.mark.parametrize("inside", [True, False], ids=["its own weights", "the network's"])
+def test_a_recipe_makes_it(inside: bool, tmp_path: Path) -> None:
+    weights = tmp_path / "some.pt"
+    net = Views(network(), (1.0,), mirror=True) if inside else network()
+    save_checkpoint(weights, net.state_dict())
     arguments = {"network": NETWORK, "scales": [1.0, 1.25]}
     given = ModuleSettings(
         factory="edge_sdk.distill.models:several_views", arguments=arguments, checkpoint=weights
