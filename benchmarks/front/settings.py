@@ -121,7 +121,7 @@ class Teacher:
     views: tuple[float, ...] = ()
     nets: tuple[int, ...] = (8, 12, 16, 24)
     students: tuple[Student, ...] = (
-        Student(16, 0.5), Student(24, 0.5), Student(16), Student(24),
+        Student(16, 0.5), Student(24, 0.5), Student(8), Student(16), Student(24),
     )  # fmt: skip
     budgets: tuple[float, ...] = (0.55, 0.75, 0.95)
     intervals: tuple[int, ...] = (5, 10, 20)
