@@ -224,7 +224,7 @@ FULL = Benchmark()
 # from the slim one it ended at 0.616, after 800 steps of 8e-4 as after 500 of 2e-4.
 BIG = replace(
     FULL,
-    teacher=Teacher(views=(1.0, 1.25, 1.5), nets=(), students=(Student(32),), budgets=()),
+    teacher=Teacher(views=(1.0, 1.25, 1.5), nets=(), students=(Student(32),), budgets=(), intervals=(5, 10)),
     join_course=replace(FULL.join_course, steps=300, lr=2e-4),
 )
 TEACHERS = {plan.teacher.name: plan for plan in (FULL, BIG)}

@@ -138,8 +138,8 @@ def results(
         "",
         f"Median of {plan.repeats} interleaved runs; accuracy over every alignment of the keyframes. *recovered*: of "
         "the way from the best per-frame network of the same mean latency (interpolated) to the teacher, the share "
-        "that a pair goes; in brackets where it is faster than every network, beside the fastest. Once beside the networks "
-        "of several widths, and once beside those that see half of each side as well.",
+        "that a pair goes; in brackets where it is faster than every network, beside the fastest. Once beside the "
+        "networks of several widths, and once beside those that see half of each side as well.",
         "",
         *_who(plan, {row.who for row in found.rows}),
         "",
