@@ -194,6 +194,7 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
         task=task_of(scene),
         scale=student.scale,
         confidence=plan.confidence,
+        student_lr=plan.student_lr,
         motion=MotionSettings(**motion),  # type: ignore[arg-type]  # checked when it is made
         data=PairData(stills=scene.stills, motion=Motion(max_gap=plan.join_gap), between=plan.between),
         validation=scene.validation,

@@ -126,10 +126,14 @@ class CrossPair(StepPair):
         motion: where the correction is fetched; None from the same place.
         motion_at: the student's module whose maps show motion; empty for its class logits.
         follow: whether motion is looked for since the frame before, and added up.
+
+    Attributes:
+        fixed: whether the student stays as it is in training mode too.
     """
 
     method = "cross_resolution"
     has_delta = True
+    fixed = False
 
     def __init__(
         self, teacher: nn.Module, student: SmallInput, join: Join, confidence: Confidence | None = None,
@@ -140,10 +144,17 @@ class CrossPair(StepPair):
         self.join, self.confidence, self.motion, self.motion_at = join, confidence, motion, motion_at
         self.follow = follow
 
+    def fix_student(self) -> None:
+        """Let the join learn alone."""
+        self.fixed = True
+        self.student.requires_grad_(False).eval()
+
     def train(self, mode: bool = True) -> CrossPair:
-        """Training mode of the student."""
+        """Training mode of the student, unless it is fixed, and of the join."""
         super().train(mode)
         self.teacher.eval()
+        if self.fixed:
+            self.student.eval()
         return self
 
     def keyframe(self, x: Tensor) -> tuple[Tensor, State]:

@@ -18,6 +18,7 @@ from edge_sdk.distill.recipes import (
     PairData,
     Positive,
     Preprocess,
+    Share,
     TaskLoss,
 )
 from edge_sdk.settings import Settings
@@ -90,6 +91,8 @@ class CrossRecipe(Settings):
             ``none`` always corrects in full.
         motion: fetch the correction from where its place was at the keyframe; None takes it from the same place.
         data: pairs of frames.
+        student_lr: learning rate of the student's own weights as a share of the join's; 0 keeps it as it is, the
+            statistics of its batch norm too.
         validation: labelled sources of consecutive frames; measured at every interval in ``intervals``.
     """
 
@@ -103,6 +106,7 @@ class CrossRecipe(Settings):
     join: Join = "correct"
     confidence: Annotated[int, Field(ge=0)] | Literal["none"] = 16
     motion: MotionSettings | None = None
+    student_lr: Share = 1.0
     data: PairData
     validation: tuple[str, ...] = ()
     intervals: tuple[Positive, ...] = (5, 10)
@@ -118,6 +122,10 @@ class CrossRecipe(Settings):
             raise ValueError("'scale' 1 needs 'student', a trained network smaller than the teacher")
         if self.join == "replace" and self.motion is not None:
             raise ValueError("'motion' needs join 'correct': without state there is nothing to fetch")
+        if self.student_lr == 0 and (
+            self.join == "replace" or (self.confidence == "none" and not self.motion)
+        ):
+            raise ValueError("'student_lr' 0 needs a join that learns: 'confidence' or 'motion'")
         if self.motion is None or not self.motion.follow:
             self.data.refuse_between()
         return self

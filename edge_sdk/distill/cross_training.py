@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.distill.motion import carried
 from edge_sdk.distill.pairs import PairSampler
+from edge_sdk.distill.recipes import Optimiser
 from edge_sdk.distill.taps import check_features, drawn_to, feature_loss, noted, size_of
 from edge_sdk.distill.train import check_logits, frame_miou
 from edge_sdk.progress import Progress
@@ -29,10 +31,22 @@ class CrossObjective(Objective):
     """Losses of one batch of pairs: the pair's answer, the student's own, and its features against the teacher's."""
 
     def __init__(
-        self, pair: CrossPair, to_input: FrameToInput, loss: CrossLoss, task_loss: SegmentationLoss
-    ) -> None:
+        self, pair: CrossPair, to_input: FrameToInput, loss: CrossLoss, task_loss: SegmentationLoss,
+        student_lr: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.pair, self.to_input, self.settings, self.task_loss = pair, to_input, loss, task_loss
+        self.student_lr = student_lr
+        if not student_lr:
+            pair.fix_student()
+
+    def groups(self, optimiser: Optimiser) -> list[dict[str, Any]]:
+        """The join, and the student at its share of the learning rate."""
+        learning = [p for p in self.parameters() if p.requires_grad]
+        students = {id(p) for p in self.pair.student.parameters()}
+        parts = [p for p in learning if id(p) in students], [p for p in learning if id(p) not in students]
+        rates = (self.student_lr * optimiser.lr, optimiser.lr)
+        return [{"params": part, "lr": lr} for part, lr in zip(parts, rates, strict=True) if part]
 
     def weights(self) -> dict[str, Tensor]:
         """All but the teacher, which stays as it is."""
@@ -121,7 +135,7 @@ def distill_cross(
     to_input = FrameToInput(recipe.preprocess)
     share = sampler.frames.class_share(len(task.classes))
     task_loss = SegmentationLoss(recipe.loss.task, task.ignore_label, share)
-    objective = CrossObjective(pair, to_input, recipe.loss, task_loss)
+    objective = CrossObjective(pair, to_input, recipe.loss, task_loss, recipe.student_lr)
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
         identity=recipe.model_dump(mode="json", exclude=FREE),
