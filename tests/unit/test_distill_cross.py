@@ -60,6 +60,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"join": "add"}, "join"),
     ({"join": "replace", "motion": {}}, "'motion' needs join 'correct'"),
     ({"motion": {"radius": 0}}, "radius"),
+    ({"student_lr": 1.5}, "student_lr"),
+    ({"student_lr": 0.0, "join": "replace"}, "'student_lr' 0 needs"),
+    ({"student_lr": 0.0, "confidence": "none"}, "'student_lr' 0 needs"),
     ({"data": {"between": 1}}, "'data.between': expected 0"),
     ({"data": {"between": 1}, "motion": {}}, "'data.between': expected 0"),
     ({"loss": {"motion": -1.0}}, "motion"),
@@ -384,6 +387,24 @@ def test_features_that_cannot_be_compared(changes: dict[str, Any], message: str,
     with pytest.raises(RecipeError, match=message):
         distill_cross(recipe(tmp_path, **changes))
     assert not (tmp_path / "out" / "student.pt").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_the_students_share_of_the_learning_rate(share: float, tmp_path: Path) -> None:
+    """At 0 it stays as it is, its statistics too, and the join learns."""
+    given = recipe(tmp_path, student_lr=share)
+    before = make_cross(given, SIZE_HW).state_dict()
+    after = read_checkpoint(distill_cross(given).checkpoint)["state_dict"]
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any(name.startswith("confidence.") for name in changed)
+    assert any(name.startswith("student.") for name in changed) == (share > 0)
+    objective = CrossObjective(
+        make_cross(given, SIZE_HW), FrameToInput(Preprocess()), given.loss,
+        SegmentationLoss(given.loss.task, given.task.ignore_label), given.student_lr,
+    )  # fmt: skip
+    rates = [group["lr"] for group in objective.groups(given.optimiser)]
+    lr = given.optimiser.lr
+    assert rates == pytest.approx([share * lr, lr] if share else [lr])
 
 
 def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
