@@ -174,10 +174,11 @@ def _who(plan: Benchmark, found: set[str]) -> list[str]:
             "- `widthN`: a network for every frame, taught by the teacher and the labels; begins from channels of the "
             f"teacher: {nets.steps} steps of {nets.batch}."
         )
-    begins = "the teacher that looks once or the student of its `joinedN`" if views else "`widthN`"
+    begins = "`widthN`, which learns on with confidence and motion"
+    if views:
+        begins = "the same network looking once, which stays as it is while confidence and motion learn"
     said.append(
-        f"- `joinedN`: the pair of the teacher and {begins}, which learns on with confidence and "
-        f"motion: {joined.steps} steps of {joined.batch} pairs of frames."
+        f"- `joinedN`: the pair of the teacher and {begins}: {joined.steps} steps of {joined.batch} pairs of frames."
     )
     if any(student.scale < 1 for student in plan.teacher.students):
         said.append(
