@@ -84,7 +84,7 @@ def alone_weights(pair: Path) -> Path:
 
 
 def pair_name(precision: str, budget: float) -> str:
-    """Of the pair that was searched for a precision with that share of the teacher's time."""
+    """Of the pair that was searched for a precision with that share of the reference student's time."""
     return f"{precision}_{round(100 * budget)}"
 
 

@@ -75,16 +75,19 @@ def _worth_having(found: Front, engine: str, interval: int, asked: float) -> lis
         for other in found.rows
         if other.engine == engine and other.interval == interval and other.kind in ("copy", "flow")
     }
-    row = max(rows, key=lambda row: row.labels)
     shown = ", ".join(f"{kind} {labels:.4f}" for kind, labels in others.items())
-    beats = all(row.labels > labels for labels in others.values())
-    proofs.append(
-        Claim(
-            f"{where}: the most accurate pair beats copy and flow",
-            f"{row.labels:.4f} ({row.who}) against {shown}",
-            beats,
-        )
-    )
+    told = {
+        row.name: one.share for row in rows if (one := beside_widths(found, row)) and one.share is not None
+    }
+    recovers = max((row for row in rows if row.name in told), key=lambda row: told[row.name], default=None)
+    for what, row in (
+        ("the pair that recovers most", recovers),
+        ("the most accurate pair", max(rows, key=lambda row: row.labels)),
+    ):
+        if row is not None:
+            beats = all(row.labels > labels for labels in others.values())
+            said = f"{row.labels:.4f} ({row.who}) against {shown}"
+            proofs.append(Claim(f"{where}: {what} beats copy and flow", said, beats))
     return proofs
 
 
