@@ -94,6 +94,7 @@ def small_input(network: ModuleSettings, scale: float, multiple: int = 1) -> Sma
 
     Args:
         network: its factory and arguments, as in a recipe.
+        scale, multiple: see :class:`SmallInput`.
     """
     return SmallInput(make_module(ModuleSettings.model_validate(network)), scale, multiple)
 
