@@ -1,7 +1,7 @@
 """The front: pairs of several budgets beside networks of several widths, in float32 and INT8; writes RESULTS.md.
 
-    python benchmarks/front/run.py [--scene camvid] [--teacher 32_views] [--only NAME]
-                                   [--only-measure] [--only-words] [--trial] [--list]
+    python benchmarks/front/run.py [--scene camvid] [--teacher 32_views] [--share 0.5]
+                                   [--only NAME] [--only-measure] [--only-words] [--trial] [--list]
 
 Run it from the repository's root; everything goes to runs/front. A training that is done is not done again, and one
 that was stopped goes on from its last checkpoint; ``--only`` runs one of those that ``--list`` names, so that several
@@ -179,7 +179,8 @@ def _command(plan: Benchmark) -> str:
     """By which these results come again."""
     scene = "" if plan.scene == FULL.scene else f" --scene {plan.scene}"
     teacher = f" --teacher {plan.teacher.name}" if plan.teacher.views else ""
-    return COMMAND + scene + teacher
+    share = f" --share {plan.share:g}" if plan.share != 1 else ""
+    return COMMAND + scene + teacher + share
 
 
 def results_file(plan: Benchmark) -> Path:
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument(
         "--teacher", choices=sorted(TEACHERS), default=FULL.teacher.name, help="the keyframes' network"
     )
+    parser.add_argument("--share", type=float, default=1.0, help="of every training's steps; default 1")
     parser.add_argument("--only", metavar="NAME", help="one training or cost table alone")
     parser.add_argument("--only-measure", action="store_true", help="measure what is trained")
     parser.add_argument(
@@ -207,7 +209,11 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="a few steps of everything")
     parser.add_argument("--list", action="store_true", help="name what there is to do")
     given = parser.parse_args()
+    if not 0 < given.share <= 1:
+        parser.error(f"--share: expected more than 0, at most 1, got {given.share}")
     plan = replace(TRIAL if given.trial else TEACHERS[given.teacher], scene=given.scene)
+    if given.share != 1:
+        plan = plan.shortened(given.share)
     every = jobs(plan)
     if given.list:
         for name, job in every.items():

@@ -166,6 +166,7 @@ class Benchmark:
         rounds, check: of the cost tables.
         calibration: clips that INT8 ranges come from.
         limit: frames that are measured on; None for all.
+        share: of every training's steps; its courses are multiplied by it already.
         runs: folder of everything that is made; ``results``: of RESULTS.md and results.json.
     """
 
@@ -208,6 +209,7 @@ class Benchmark:
     repeats: int = 5
     calibration: int = 48
     limit: int | None = None
+    share: float = 1.0
     runs: Path = Path("runs/front")
     results: Path = Path(__file__).parent
 
@@ -218,7 +220,17 @@ class Benchmark:
 
     def folder_of(self, teacher: Teacher) -> Path:
         """Of this scene and that teacher."""
-        return self.runs / f"{self.scene}-{teacher.name}"
+        shortened = "" if self.share == 1 else f"-{round(100 * self.share)}"
+        return self.runs / f"{self.scene}-{teacher.name}{shortened}"
+
+    def shortened(self, share: float) -> Benchmark:
+        """With that share of every training's steps."""
+        courses = {
+            name: replace(course, steps=max(round(course.steps * share), 1))
+            for name, course in vars(self).items()
+            if isinstance(course, Course)
+        }
+        return replace(self, share=share, **courses)  # type: ignore[arg-type]  # they are all courses
 
 
 FULL = Benchmark()
