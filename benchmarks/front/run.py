@@ -188,6 +188,8 @@ def results_file(plan: Benchmark) -> Path:
     named = [plan.scene] if plan.scene != FULL.scene else []
     if plan.teacher.views:
         named.append("views")
+    if plan.share != 1:
+        named.append(f"{round(100 * plan.share)}")
     return plan.results / ("_".join(["results", *named]) + ".json")
 
 
