@@ -195,6 +195,7 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
         scale=student.scale,
         confidence=plan.confidence,
         student_lr=plan.student_lr,
+        student_norm=plan.student_norm,
         motion=MotionSettings(**motion),  # type: ignore[arg-type]  # checked when it is made
         data=PairData(stills=scene.stills, motion=Motion(max_gap=plan.join_gap), between=plan.between),
         validation=scene.validation,

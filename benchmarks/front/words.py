@@ -96,7 +96,9 @@ def beside_widths(found: Front, row: FrontRow) -> Recovered | None:
     if row.kind != "pair":
         return None
     points = {
-        other.who: Point(name=other.who, ms=other.times.mean_ms.median, accuracy=other.labels)
+        other.who: Point(
+            name=other.who, ms=other.times.mean_ms.median, accuracy=other.labels_at(row.interval)
+        )
         for other in found.of(row.engine, "net", "teacher")
         if not HALF.search(other.who)
     }
@@ -110,7 +112,7 @@ def _little_lost(found: Front, engine: str) -> Claim:
     text = f"{engine}, K={interval}: at most {points} points lost and at least {faster[engine]} times faster"
     teacher = next(row for row in found.rows if row.kind == "teacher" and row.engine == engine)
     rows = [
-        (100 * (teacher.labels - row.labels), row.times.speedup.median, row.who)
+        (100 * (teacher.labels_at(interval) - row.labels), row.times.speedup.median, row.who)
         for row in _pairs(found, engine, interval)
     ]
     if not rows:
@@ -142,13 +144,15 @@ def results(
         f"Median of {plan.repeats} interleaved runs; accuracy over every alignment of the keyframes. *recovered*: of "
         "the way from the best per-frame network of the same mean latency (interpolated) to the teacher, the share "
         "that a pair goes; in brackets where it is faster than every network, beside the fastest. Once beside the "
-        "networks of several widths, and once beside those that see half of each side as well.",
+        "networks of several widths, and once beside those that see half of each side as well. *teacher*: its mIoU "
+        "over the same frames, of which a clip's first ones are fewer steps away from a keyframe and so count less "
+        "often; the networks' shares rest on theirs likewise.",
         "",
         *_who(plan, {row.who for row in found.rows}),
         "",
-        "| precision | who | K | mIoU | mean ms (IQR) | speed-up | ms between keyframes | recovered, beside widths "
-        "| beside all | state MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| precision | who | K | mIoU | teacher | mean ms (IQR) | speed-up | ms between keyframes "
+        "| recovered, beside widths | beside all | state MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_line(found, row) for row in found.rows),
         "",
     ]
@@ -179,7 +183,10 @@ def _who(plan: Benchmark, found: set[str]) -> list[str]:
         )
     begins = "`widthN`, which learns on with confidence and motion"
     if views:
-        begins = "the same network looking once, which stays as it is while confidence and motion learn"
+        begins = (
+            "the same network looking once, which learns on with confidence and motion, at "
+            f"{plan.student_lr:g} of their rate and with the statistics of its batch norm as they are"
+        )
     said.append(
         f"- `joinedN`: the pair of the teacher and {begins}: {joined.steps} steps of {joined.batch} pairs of frames."
     )
@@ -233,6 +240,7 @@ def _line(found: Front, row: FrontRow) -> str:
     between = "" if times.between_ms is None or row.interval == 1 else f"{times.between_ms:.2f}"
     cells = [
         row.engine, row.who, str(row.interval), f"{row.labels:.4f}",
+        "" if row.teacher is None else f"{row.teacher:.4f}",
         f"{times.mean_ms.median:.2f} ({times.mean_ms.iqr:.2f})", f"{times.speedup.median:.2f}", between,
         _share(beside_widths(found, row)), _share(row.recovered), f"{row.state_bytes / 1e6:.2f}",
     ]  # fmt: skip

@@ -130,11 +130,13 @@ class CrossPair(StepPair):
 
     Attributes:
         fixed: whether the student stays as it is in training mode too.
+        keeps_norm: whether its batch norm at least does, and goes by the statistics that it has.
     """
 
     method = "cross_resolution"
     has_delta = True
     fixed = False
+    keeps_norm = False
 
     def __init__(
         self, teacher: nn.Module, student: SmallInput, join: Join, confidence: Confidence | None = None,
@@ -151,11 +153,14 @@ class CrossPair(StepPair):
         self.student.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> CrossPair:
-        """Training mode of the student, unless it is fixed, and of the join."""
+        """Training mode of the student, as far as it is not fixed, and of the join."""
         super().train(mode)
         self.teacher.eval()
         if self.fixed:
             self.student.eval()
+        for module in self.student.modules():
+            if self.keeps_norm and isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
         return self
 
     def keyframe(self, x: Tensor) -> tuple[Tensor, State]:

@@ -25,6 +25,7 @@ from edge_sdk.settings import Settings
 from edge_sdk.tasks.base import TaskSpec
 
 Join = Literal["correct", "replace"]
+StudentNorm = Literal["learn", "keep"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -93,6 +94,8 @@ class CrossRecipe(Settings):
         data: pairs of frames.
         student_lr: learning rate of the student's own weights as a share of the join's; 0 keeps it as it is, the
             statistics of its batch norm too.
+        student_norm: ``keep`` leaves those statistics as they are while the student learns, and computes with them. A
+            student that was trained to its end loses more by statistics of a few frames of one place than it learns.
         validation: labelled sources of consecutive frames; measured at every interval in ``intervals``.
     """
 
@@ -107,6 +110,7 @@ class CrossRecipe(Settings):
     confidence: Annotated[int, Field(ge=0)] | Literal["none"] = 16
     motion: MotionSettings | None = None
     student_lr: Share = 1.0
+    student_norm: StudentNorm = "learn"
     data: PairData
     validation: tuple[str, ...] = ()
     intervals: tuple[Positive, ...] = (5, 10)

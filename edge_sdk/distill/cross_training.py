@@ -12,7 +12,7 @@ from torch import Tensor
 from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.correction import kept
 from edge_sdk.distill.cross import KIND, TEACHER, Answer, CrossPair, make_cross
-from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe
+from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, StudentNorm
 from edge_sdk.distill.distil import DistillReport, stream_miou
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
@@ -32,11 +32,12 @@ class CrossObjective(Objective):
 
     def __init__(
         self, pair: CrossPair, to_input: FrameToInput, loss: CrossLoss, task_loss: SegmentationLoss,
-        student_lr: float = 1.0,
+        student_lr: float = 1.0, student_norm: StudentNorm = "learn",
     ) -> None:  # fmt: skip
         super().__init__()
         self.pair, self.to_input, self.settings, self.task_loss = pair, to_input, loss, task_loss
         self.student_lr = student_lr
+        pair.keeps_norm = student_norm == "keep"
         if not student_lr:
             pair.fix_student()
 
@@ -135,7 +136,7 @@ def distill_cross(
     to_input = FrameToInput(recipe.preprocess)
     share = sampler.frames.class_share(len(task.classes))
     task_loss = SegmentationLoss(recipe.loss.task, task.ignore_label, share)
-    objective = CrossObjective(pair, to_input, recipe.loss, task_loss, recipe.student_lr)
+    objective = CrossObjective(pair, to_input, recipe.loss, task_loss, recipe.student_lr, recipe.student_norm)
     figures = fit(
         objective, sampler, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out, stage="distill",
         identity=recipe.model_dump(mode="json", exclude=FREE),

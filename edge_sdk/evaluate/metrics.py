@@ -174,6 +174,26 @@ class StreamScores:
                     consistency.add(planned.index, mask)
         self._consistency.append(None if consistency is None else consistency.value())
 
+    def add_whatever_distance(self, masks: Sequence[np.ndarray]) -> None:
+        """Count a network that answers every frame by itself, over the frames that passes of all phases would count.
+
+        A distance counts the frames from that one on, so early frames count less often than later ones. A pair's score
+        may be compared with that of a network whose frames weigh the same.
+
+        Args:
+            masks: (H, W) uint8, one a frame.
+        """
+        labels, agreement = self._reference.task.score(), self._reference.task.score()
+        for index in range(len(masks) - 1, -1, -1):
+            prediction, truth = Segmentation(masks[index]), self._reference.truths[index]
+            if truth is not None:
+                labels.update(prediction, truth)
+            agreement.update(prediction, self._reference.teacher[index])
+            if index < len(self._frames):
+                self._labels[index].merge(labels)
+                self._agreement[index].merge(agreement)
+                self._frames[index] += len(masks) - index
+
     def merge(self, other: StreamScores) -> None:
         """Add what another clip's scores of the same task and interval have counted."""
         for mine, theirs in ((self._labels, other._labels), (self._agreement, other._agreement)):

@@ -407,6 +407,18 @@ def test_the_students_share_of_the_learning_rate(share: float, tmp_path: Path) -
     assert rates == pytest.approx([share * lr, lr] if share else [lr])
 
 
+@pytest.mark.parametrize("norm", ["learn", "keep"])
+def test_a_students_batch_norm_may_keep_its_statistics(norm: str, tmp_path: Path) -> None:
+    """Its weights learn all the same."""
+    given = recipe(tmp_path, student_norm=norm)
+    before = make_cross(given, SIZE_HW).state_dict()
+    after = read_checkpoint(distill_cross(given).checkpoint)["state_dict"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    of_student = {name for name in changed if name.startswith("student.")}
+    assert any(name.endswith("weight") for name in of_student)
+    assert any("running_" in name for name in of_student) == (norm == "learn")
+
+
 def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
     other = module(tmp_path, "other", 2)
     other["arguments"] = {"classes": 3}

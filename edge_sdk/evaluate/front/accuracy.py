@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from edge_sdk.errors import BundleError, RecipeError
 from edge_sdk.evaluate.accuracy import Judge, per_frame_masks
@@ -11,7 +11,7 @@ from edge_sdk.evaluate.clip import Clip, Tick
 from edge_sdk.evaluate.evaluation import AtDistance
 from edge_sdk.evaluate.front.lineup import Entrant, FrontLineup, Seat
 from edge_sdk.evaluate.front.recipe import FrontRecipe
-from edge_sdk.evaluate.metrics import Reference, StreamScores, plan
+from edge_sdk.evaluate.metrics import Reference, StreamScores
 from edge_sdk.manifest import FLOAT32
 from edge_sdk.tasks import Segmentation
 
@@ -23,6 +23,7 @@ class RowScores:
     labels: float
     agreement: float
     by_distance: tuple[AtDistance, ...]
+    at_interval: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scores: StreamScores, interval: int) -> RowScores:
@@ -73,7 +74,17 @@ def score_rows(
                 found[wanted].merge(scores)
             else:
                 found[wanted] = scores
-    return {seat.name: RowScores.of(found[_pass_of(seat, recipe)], seat.interval) for seat in seats}
+    return {seat.name: _row_of(seat, found[_pass_of(seat, recipe)], recipe) for seat in seats}
+
+
+def _row_of(seat: Seat, scores: StreamScores, recipe: FrontRecipe) -> RowScores:
+    if seat.kind not in ("teacher", "net"):
+        return RowScores.of(scores, seat.interval)
+    # At distance 0 each frame counted once.
+    row = RowScores.of(scores, 1)
+    if recipe.phases != "all":
+        return row
+    return replace(row, at_interval={k: RowScores.of(scores, k).labels for k in recipe.intervals})
 
 
 def _pass_of(seat: Seat, recipe: FrontRecipe) -> Seat:
@@ -101,9 +112,8 @@ class _ClipWork:
     def scores(self, seat: Seat) -> StreamScores:
         if seat.kind in ("teacher", "net"):
             masks = self._teacher[seat.engine] if seat.kind == "teacher" else self._masks(seat)
-            scores = StreamScores(self._reference, 1)
-            planned = plan(len(self._clip), 1, 0)
-            scores.add_phase((at, mask.mask) for at, mask in zip(planned, masks, strict=True))
+            scores = StreamScores(self._reference, max(self._recipe.intervals))
+            scores.add_whatever_distance([mask.mask for mask in masks])
             return scores
         if seat.kind == "pair":
             return self._pair_scores(seat)

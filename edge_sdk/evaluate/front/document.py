@@ -72,6 +72,9 @@ class FrontRow(Settings):
         labels: mean intersection over union with the labels, 0-1.
         agreement: the same with the float32 teacher's masks as truth.
         by_distance: the two by distance from the keyframe.
+        at_interval: of the teacher and the networks, ``labels`` by keyframe interval, each frame counted as often as in
+            the rows of that interval, which see a clip's first frames less often; empty where phases are not all.
+        teacher: of other rows, the teacher's ``labels`` in the same precision over the frames that count there.
         macs: multiply-accumulates a frame, averaged over the keyframe period; None where nobody counted.
         state_bytes: what passes from frame to frame: the state, or the mask (and grey keyframe) that a baseline keeps.
         times: how long it takes.
@@ -88,12 +91,18 @@ class FrontRow(Settings):
     labels: float
     agreement: float
     by_distance: tuple[AtDistance, ...]
+    at_interval: dict[int, float] = Field(default_factory=dict)
+    teacher: float | None = None
     macs: int | None
     state_bytes: int
     times: Times
     recovered: Recovered | None = None
     recovered_runs: tuple[float | None, ...] = ()
     note: str = ""
+
+    def labels_at(self, interval: int) -> float:
+        """``labels`` over the frames as the rows of that interval count them."""
+        return self.at_interval.get(interval, self.labels)
 
 
 class Front(Result):

@@ -22,8 +22,9 @@ from edge_sdk.progress import Progress, Silent
 
 _METHODS = {
     "recovered share": "(mIoU of the pair - mIoU of the rival) / (mIoU of the teacher - mIoU of the rival), all in one "
-    "precision. The rival is the per-frame network of the pair's mean latency: interpolated linearly between the "
-    "measured networks that no faster one beats, and the teacher as the widest.",
+    "precision and over the same frames, each counted as often. The rival is the per-frame network of the pair's mean "
+    "latency: interpolated linearly between the measured networks that no faster one beats, and the teacher as the "
+    "widest.",
     "flow": f"{FLOW_METHOD}; taken directly from each frame to its keyframe.",
     "agreement": "mIoU with the masks of the float32 teacher as truth.",
 }
@@ -134,6 +135,7 @@ def _row(seat: Seat, scores: RowScores, times: Times) -> FrontRow:
         labels=scores.labels,
         agreement=scores.agreement,
         by_distance=scores.by_distance,
+        at_interval=scores.at_interval,
         macs=macs,
         state_bytes=state,
         times=times,
@@ -142,7 +144,8 @@ def _row(seat: Seat, scores: RowScores, times: Times) -> FrontRow:
 
 def with_shares(rows: Sequence[FrontRow]) -> list[FrontRow]:
     """The rows of one precision, pairs with what they recover, networks that do not count against them with a note."""
-    runs = len(rows[0].times.runs_ms)
+    (teacher,) = (row for row in rows if row.kind == "teacher")
+    runs = len(teacher.times.runs_ms)
     shares = _shares([(row, row.times.mean_ms.median) for row in rows])
     alone = [_shares([(row, row.times.runs_ms[run]) for row in rows]) for run in range(runs)]
     nets = [Point(row.name, row.times.mean_ms.median, row.labels) for row in rows if row.kind == "net"]
@@ -157,15 +160,20 @@ def with_shares(rows: Sequence[FrontRow]) -> list[FrontRow]:
             }
         elif row.kind == "net" and row.name not in counted:
             update = {"note": "no more accurate than a faster network, and left out of the rival"}
+        if row.kind not in ("net", "teacher"):
+            update["teacher"] = teacher.labels_at(row.interval)
         found.append(row.model_copy(update=update))
     return found
 
 
 def _shares(timed: Sequence[tuple[FrontRow, float]]) -> dict[str, Recovered]:
     """What each pair recovers, by name, where every row takes so many milliseconds."""
-    points: dict[str, list[Point]] = {"teacher": [], "net": [], "pair": []}
-    for row, ms in timed:
-        if row.kind in points:
-            points[row.kind].append(Point(row.name, ms, row.labels))
-    (teacher,) = points["teacher"]
-    return {pair.name: recovered(pair, points["net"], teacher) for pair in points["pair"]}
+    shares = {}
+    for pair, pair_ms in timed:
+        if pair.kind == "pair":
+            nets, teachers = (
+                [Point(row.name, ms, row.labels_at(pair.interval)) for row, ms in timed if row.kind == kind]
+                for kind in ("net", "teacher")
+            )
+            shares[pair.name] = recovered(Point(pair.name, pair_ms, pair.labels), nets, *teachers)
+    return shares

@@ -49,6 +49,7 @@ def _mean(row: FrontRow) -> str:
 COLUMNS = (
     FrontColumn("row", lambda row: row.name, "what answers the frames; K: frames from keyframe to keyframe"),
     FrontColumn("mIoU", lambda row: share(row.labels), "against the labels"),
+    FrontColumn("teacher", lambda row: share(row.teacher), "its mIoU over the frames that this row counts"),
     FrontColumn(
         "agreement", lambda row: share(row.agreement), "mIoU with the float32 teacher's masks as truth"
     ),
