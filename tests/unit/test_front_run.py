@@ -29,6 +29,7 @@ from edge_sdk.evaluate.front.pipeline import with_shares
 from edge_sdk.evaluate.front.report import verdicts
 from edge_sdk.evaluate.front.table import recovered_text, runs_text
 from edge_sdk.evaluate.front.timing import pair_contender, whole_periods
+from edge_sdk.evaluate.metrics import Reference, StreamScores, plan
 from edge_sdk.evaluate.timing import Spread
 from edge_sdk.runtime.result import StepKind
 from edge_sdk.runtime.runner import EdgeRunner
@@ -141,6 +142,8 @@ def test_one_alignment_runs_every_interval(root):
     found = measure_front(recipe(root, phases=1, repeats=1, engines=[], pairs=["chain"]), progress=made)
     assert [at.frames for at in found.row("chain K=4").by_distance] == [2, 2, 2, 2]
     assert [at.frames for at in found.row("chain K=2").by_distance] == [4, 4]
+    assert found.row("coarse").at_interval == {}
+    assert found.row("chain K=2").teacher == found.row("teacher").labels
     assert {"chain K=2", "chain K=4"} <= {stage for stage, _, _ in made.calls}
     assert found.methods["phases"].startswith("Accuracy with keyframes at frames 0, K")
     assert found.warnings[-1].startswith("Every row was timed once")
@@ -154,12 +157,29 @@ def test_shares_are_those_of_the_rows(front):
             assert len(row.recovered_runs) == (3 if row.kind == "pair" else 0)
             assert row.times.speedup.median > 0
         assert teacher.times.speedup == Spread(median=1, iqr=0)
-        nets = [Point(row.name, row.times.mean_ms.median, row.labels) for row in front.of(engine, "net")]
         for row in front.of(engine, "pair"):
-            point, most = (
-                Point(found.name, found.times.mean_ms.median, found.labels) for found in (row, teacher)
+            point, most, *nets = (
+                Point(found.name, found.times.mean_ms.median, found.labels_at(row.interval))
+                for found in (row, teacher, *front.of(engine, "net"))
             )
             assert row.recovered == recovered(point, nets, most)
+
+
+def test_networks_are_scored_over_the_frames_that_rows_of_an_interval_count(root, front):
+    """The network's mask at every distance of a pass over all phases, as if a pair had answered so."""
+    clip = read_clip(str(root / "labelled"), TASK, SIZE)
+    teacher, coarse = (
+        per_frame_masks(Bundle.open(root / name), clip, 1, lambda done: None) for name in ("plain", "coarse")
+    )
+    for interval in (2, 4):
+        scores = StreamScores(Reference(Bundle.open(root / "kept").task, clip.masks, teacher, None), interval)
+        for phase in range(interval):
+            scores.add_phase((at, coarse[at.index].mask) for at in plan(len(clip), interval, phase))
+        row = front.row("coarse")
+        assert row.labels_at(interval) == row.at_interval[interval] == scores.labels()
+        assert row.labels_at(interval) != row.labels
+        assert front.row(f"copy K={interval}").teacher == front.row("teacher").labels_at(interval)
+    assert front.row("coarse").teacher is None
 
 
 def timed(front: Front, **means: tuple[float, float]) -> list:
@@ -176,7 +196,9 @@ def timed(front: Front, **means: tuple[float, float]) -> list:
 def test_shares_follow_the_times(front):
     times = {"teacher": (20.0, 22.0), "rough": (2.0, 2.0), "coarse": (6.0, 6.0), "chain_2": (4.0, 5.0)}
     found = {row.name: row for row in with_shares(timed(front, **times))}
-    row, rough, coarse = found["chain K=2"], found["rough"].labels, found["coarse"].labels
+    row, rough, coarse = (
+        found["chain K=2"], found["rough"].labels_at(2), found["coarse"].labels_at(2),
+    )  # fmt: skip
     rivals = [rough + part * (coarse - rough) for part in (0.625, 0.5, 0.75)]
     expected = [(row.labels - rival) / (1 - rival) for rival in rivals]
     assert [row.recovered.share, *row.recovered_runs] == pytest.approx(expected)
