@@ -120,7 +120,7 @@ class Teacher:
 
     width: int = 32
     views: tuple[float, ...] = ()
-    nets: tuple[int, ...] = (8, 12, 16, 24)
+    nets: tuple[int, ...] = (8, 12, 16, 20, 24)
     students: tuple[Student, ...] = (
         Student(16, 0.5), Student(24, 0.5), Student(8), Student(16), Student(24),
     )  # fmt: skip
