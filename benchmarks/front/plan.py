@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from settings import FACTORY, INT8, SCENES, SMALL_INPUT, VIEWS, Benchmark, Course, Scene, Student
 
@@ -28,7 +29,7 @@ from edge_sdk.evaluate.front import FrontRecipe
 from edge_sdk.profile.prepare.recipe import ProfileRecipe
 from edge_sdk.tasks import TaskSpec
 
-TEACHER, GAMMA4 = "teacher", "gamma4"
+TEACHER, GAMMA4, ONCE = "teacher", "gamma4", "once"
 _PAIR_LOSS = TaskLoss(source="both", class_weights="log", teacher_weight=1.0)
 _PAIR_AUGMENT = partial(Augment, scale=(1.0, 1.5), colour=0.1)
 
@@ -103,10 +104,10 @@ def net_recipes(plan: Benchmark) -> dict[str, TrainRecipe]:
 
 
 def rivals(plan: Benchmark) -> dict[str, Path]:
-    """Checkpoints of the networks for every frame by name; of a teacher of several views, the one that looks once."""
+    """Checkpoints of the networks for every frame by name; of a teacher of several views, also what looks once."""
     found = {name: recipe.out / "model.pt" for name, recipe in net_recipes(plan).items()}
     if plan.teacher.views:
-        found[net_name(plan.teacher.width)] = teacher_weights(plan)
+        found[ONCE] = teacher_weights(plan)
     return found
 
 
@@ -114,6 +115,8 @@ def _frames(
     plan: Benchmark, name: str, width: int, course: Course, given: ModuleSettings | None
 ) -> TrainRecipe:
     scene, taught = SCENES[plan.scene], given is not None
+    others = scene.others if plan.others_share and taught else ()
+    source: Literal["labels", "teacher", "both"] = "both" if taught else "labels"
     return TrainRecipe(
         out=plan.folder / name,
         module=module(plan, width),
@@ -121,11 +124,16 @@ def _frames(
         teacher=given,
         task=task_of(scene),
         data=scene.stills,
+        unlabelled=others,
+        unlabelled_share=plan.others_share,
+        norm="keep" if others else "learn",
         validation=scene.validation,
         preprocess=_preprocess(scene),
         augment=Augment(crop_hw=scene.crop_hw, scale=(0.6, 2.0), colour=0.15),
         loss=TaskLoss(
-            source="both" if taught else "labels", class_weights="log", teacher_weight=3.0 if taught else 1.0
+            source="teacher" if others else source,
+            class_weights="log",
+            teacher_weight=3.0 if taught else 1.0,
         ),
         optimiser=_optimiser(course, None),
         loop=_loop(course, min(course.steps, max(course.steps // 8, 100))),
@@ -182,9 +190,7 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
     course = plan.half_course if small else plan.join_course
     motion = {**plan.motion, **(plan.motion_half if small else {})}
     begin = plan.folder / net_name(student.width) / "model.pt"
-    if plan.teacher.views and student.width == plan.teacher.width:
-        begin = teacher_weights(plan)
-    elif plan.teacher.views:
+    if plan.teacher.views and student.width not in plan.teacher.nets:
         begin = alone_weights(plan.folder_of(plan.teacher.once) / joined_name(student) / "student.pt")
     return CrossRecipe(
         kind="cross",

@@ -57,10 +57,10 @@ def jobs(plan: Benchmark) -> dict[str, Job]:
     if not plan.teacher.views:
         found[plans.TEACHER] = _training(plans.teacher_recipe(plan), ())
     for name, given in plans.net_recipes(plan).items():
-        found[name] = _training(given, (plans.TEACHER,))
+        found[name] = _training(given, () if plan.teacher.views else (plans.TEACHER,))
     for student in plan.teacher.students:
         recipe = plans.joined_recipe(plan, student)
-        after = () if plan.teacher.views else (plans.TEACHER, plans.net_name(student.width))
+        after = tuple(name for name in (plans.TEACHER, plans.net_name(student.width)) if name in found)
         found[plans.joined_name(student)] = _training(recipe, after)
     if not plan.teacher.budgets:
         return found

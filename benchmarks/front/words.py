@@ -173,20 +173,20 @@ def _who(plan: Benchmark, found: set[str]) -> list[str]:
     if views:
         shares = ", ".join(f"{view:g}" for view in views)
         said = [
-            f"- `teacher`: the mean of `width{plan.teacher.width}` over the frame at {shares} times each side; "
-            f"{sum(view**2 for view in views):.1f} times its work."
+            f"- `teacher`: the mean of `once` over the frame at {shares} times each side; "
+            f"{sum(view**2 for view in views):.1f} times its work.",
+            "- `once`: the network that it looks with, looking once.",
+            f"- `width{plan.teacher.width}`: the same, taught by the teacher's answers alone, to its frames and to "
+            f"others that nobody labelled ({plan.others_share:.0%}): {nets.steps} steps of {nets.batch}.",
         ]
-    if plan.teacher.nets:
+    elif plan.teacher.nets:
         said.append(
             "- `widthN`: a network for every frame, taught by the teacher and the labels; begins from channels of the "
             f"teacher: {nets.steps} steps of {nets.batch}."
         )
     begins = "`widthN`, which learns on with confidence and motion"
     if views:
-        begins = (
-            "the same network looking once, which learns on with confidence and motion, at "
-            f"{plan.student_lr:g} of their rate and with the statistics of its batch norm as they are"
-        )
+        begins = f"`width{plan.teacher.width}`, which stays as it is while confidence and motion learn"
     said.append(
         f"- `joinedN`: the pair of the teacher and {begins}: {joined.steps} steps of {joined.batch} pairs of frames."
     )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from edge_sdk.distill.correction import Confidence, kept, shares_of
 from edge_sdk.distill.cross_recipe import CrossRecipe, Join, MotionSettings
 from edge_sdk.distill.frames import shrunk
-from edge_sdk.distill.modules import fill_module, load_module, make_module, read_checkpoint
+from edge_sdk.distill.modules import fill_module, keep_norm, load_module, make_module, read_checkpoint
 from edge_sdk.distill.motion import Motion, fetched, rows_at, size_of_table, table_of
 from edge_sdk.distill.recipes import ModuleSettings
 from edge_sdk.distill.steps import TRUST, State, StepPair
@@ -158,9 +158,8 @@ class CrossPair(StepPair):
         self.teacher.eval()
         if self.fixed:
             self.student.eval()
-        for module in self.student.modules():
-            if self.keeps_norm and isinstance(module, nn.modules.batchnorm._NormBase):
-                module.eval()
+        if self.keeps_norm:
+            keep_norm(self.student)
         return self
 
     def keyframe(self, x: Tensor) -> tuple[Tensor, State]:

@@ -14,6 +14,7 @@ from edge_sdk.distill.recipes import (
     Augment,
     LoopSettings,
     ModuleSettings,
+    Norm,
     Optimiser,
     PairData,
     Positive,
@@ -25,7 +26,6 @@ from edge_sdk.settings import Settings
 from edge_sdk.tasks.base import TaskSpec
 
 Join = Literal["correct", "replace"]
-StudentNorm = Literal["learn", "keep"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -110,7 +110,7 @@ class CrossRecipe(Settings):
     confidence: Annotated[int, Field(ge=0)] | Literal["none"] = 16
     motion: MotionSettings | None = None
     student_lr: Share = 1.0
-    student_norm: StudentNorm = "learn"
+    student_norm: Norm = "learn"
     data: PairData
     validation: tuple[str, ...] = ()
     intervals: tuple[Positive, ...] = (5, 10)

@@ -12,7 +12,7 @@ from torch import Tensor
 from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.correction import kept
 from edge_sdk.distill.cross import KIND, TEACHER, Answer, CrossPair, make_cross
-from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, StudentNorm
+from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe
 from edge_sdk.distill.distil import DistillReport, stream_miou
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
@@ -20,7 +20,7 @@ from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.distill.motion import carried
 from edge_sdk.distill.pairs import PairSampler
-from edge_sdk.distill.recipes import Optimiser
+from edge_sdk.distill.recipes import Norm, Optimiser
 from edge_sdk.distill.taps import check_features, drawn_to, feature_loss, noted, size_of
 from edge_sdk.distill.train import check_logits, frame_miou
 from edge_sdk.progress import Progress
@@ -32,7 +32,7 @@ class CrossObjective(Objective):
 
     def __init__(
         self, pair: CrossPair, to_input: FrameToInput, loss: CrossLoss, task_loss: SegmentationLoss,
-        student_lr: float = 1.0, student_norm: StudentNorm = "learn",
+        student_lr: float = 1.0, student_norm: Norm = "learn",
     ) -> None:  # fmt: skip
         super().__init__()
         self.pair, self.to_input, self.settings, self.task_loss = pair, to_input, loss, task_loss

@@ -88,6 +88,13 @@ def load_module(settings: ModuleSettings) -> nn.Module:
     return module.eval()
 
 
+def keep_norm(network: nn.Module) -> None:
+    """Leave the statistics of batch norm as they are, and compute with them, until the next ``train``."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.eval()
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, read as data only (no code is run).
 

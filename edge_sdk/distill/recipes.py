@@ -13,6 +13,8 @@ from edge_sdk.tasks.base import TaskSpec
 Positive = Annotated[int, Field(gt=0)]
 RankRule = Literal["out", "min"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Statistics of batch norm in training.
+Norm = Literal["learn", "keep"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -139,6 +141,12 @@ class TrainRecipe(Settings):
     Args:
         out: folder for checkpoints and the result, ``model.pt``.
         data, validation: source URIs with labels.
+        unlabelled: sources, each of its own size, of which the teacher's answers alone are learned; their labels, if
+            any, are not looked at. They need not show what the labelled frames show: a student is to answer as its
+            teacher does, and what the teacher makes of anything tells about it (arXiv 2106.05237).
+        unlabelled_share: of each batch's frames, on average, that come from there.
+        norm: ``keep`` leaves the statistics of batch norm as they are, and computes with them: for a network that was
+            trained to its end and learns on from small batches.
         start: checkpoint of the same network at another width, such as the teacher's, to begin from; see
             :mod:`edge_sdk.distill.widths`. None begins from ``module.checkpoint``, or else from random weights.
         teacher: where the task loss asks for it, the network to learn from.
@@ -150,6 +158,9 @@ class TrainRecipe(Settings):
     start: Path | None = None
     task: TaskSpec
     data: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
+    unlabelled_share: Share = 0.5
+    norm: Norm = "learn"
     validation: tuple[str, ...] = ()
     teacher: ModuleSettings | None = None
     preprocess: Preprocess = Preprocess()
@@ -162,6 +173,10 @@ class TrainRecipe(Settings):
     def _teacher_present(self) -> TrainRecipe:
         if self.loss.source != "labels" and self.teacher is None:
             raise ValueError(f"loss.source '{self.loss.source}' needs a 'teacher'")
+        if self.unlabelled and self.loss.source == "labels":
+            raise ValueError("'unlabelled' needs loss.source 'teacher' or 'both', got 'labels'")
+        if self.norm == "keep" and self.start is None and self.module.checkpoint is None:
+            raise ValueError("'norm' keep needs 'start' or 'module.checkpoint', whose statistics to keep")
         if self.start is not None and self.module.checkpoint is not None:
             raise ValueError("'start' and 'module.checkpoint' both name weights to begin from, expected one")
         given = self.teacher.checkpoint if self.teacher is not None else None

@@ -16,15 +16,16 @@ from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
 from edge_sdk.distill.modules import (
     fill_module,
+    keep_norm,
     load_module,
     make_module,
     read_weights,
     reason_of,
     save_checkpoint,
 )
-from edge_sdk.distill.recipes import TrainRecipe
+from edge_sdk.distill.recipes import Norm, TrainRecipe
 from edge_sdk.distill.widths import fit_width
-from edge_sdk.errors import ShapeError
+from edge_sdk.errors import RecipeError, ShapeError
 from edge_sdk.progress import Progress
 from edge_sdk.revision import commit_of_sources
 from edge_sdk.tasks import Segmentation, task_from_spec
@@ -47,12 +48,20 @@ class _FrameObjective(Objective):
     """Loss of a per-frame network."""
 
     def __init__(
-        self, network: nn.Module, to_input: FrameToInput, loss: SegmentationLoss, teacher: nn.Module | None
-    ):
+        self, network: nn.Module, to_input: FrameToInput, loss: SegmentationLoss, teacher: nn.Module | None,
+        norm: Norm = "learn",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.to_input, self.loss = network, to_input, loss
+        self.network, self.to_input, self.loss, self._norm = network, to_input, loss, norm
         # In a list, so that the frozen teacher is neither trained, saved nor put into training mode.
         self._teacher = [teacher.requires_grad_(False)] if teacher is not None else []
+
+    def train(self, mode: bool = True) -> _FrameObjective:
+        """Training mode, of batch norm where its statistics are learned."""
+        super().train(mode)
+        if self._norm == "keep":
+            keep_norm(self.network)
+        return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x = self.to_input(batch["frame"]).contiguous(memory_format=torch.channels_last)
@@ -110,17 +119,63 @@ def check_logits(network: nn.Module, size_hw: tuple[int, int], classes: int, nam
         )
 
 
-def _draw(rng: np.random.Generator, frames: FrameSet, recipe: TrainRecipe) -> Batch:
-    """A batch of augmented frames and masks; where a frame has no mask, all of it is ignored."""
-    ignored = recipe.task.ignore_label
-    images, masks = [], []
-    for index in rng.integers(0, len(frames), recipe.loop.batch):
-        view = View(rng, recipe.augment, frames.size_hw)
-        images.append(torch.from_numpy(view.image(frames.images[index])))
-        mask = frames.masks[index]
-        known = mask if mask is not None else np.full(frames.size_hw, ignored, np.uint8)
-        masks.append(torch.from_numpy(view.mask(known, ignored)))
-    return {"frame": torch.stack(images), "mask": torch.stack(masks)}
+@dataclass(frozen=True)
+class _Frames:
+    """What batches are drawn from.
+
+    Attributes:
+        frames: with labels, where the recipe asks for them.
+        unlabelled: further sources, each of its own size.
+        recipe: how they are seen, and how often a frame is one of the further ones.
+    """
+
+    frames: FrameSet
+    unlabelled: tuple[FrameSet, ...]
+    recipe: TrainRecipe
+
+    @classmethod
+    def read(cls, recipe: TrainRecipe) -> _Frames:
+        """All sources.
+
+        Raises:
+            RecipeError: data cannot be used, or sizes differ where nothing is cropped.
+        """
+        frames = FrameSet.read(recipe.data, labelled=recipe.loss.source != "teacher", task=recipe.task)
+        further = tuple(FrameSet.read((uri,)) for uri in recipe.unlabelled)
+        if recipe.augment.crop_hw is None:
+            for uri, found in zip(recipe.unlabelled, further, strict=True):
+                if found.size_hw != frames.size_hw:
+                    raise RecipeError(
+                        "'unlabelled': expected frames of {} x {} as in 'data', got {} x {} in {}.".format(
+                            *frames.size_hw, *found.size_hw, uri
+                        ),
+                        hint="Set augment.crop_hw: crops are of one size.",
+                    )
+        return cls(frames, further, recipe)
+
+    def __call__(self, rng: np.random.Generator) -> Batch:
+        """A batch of augmented frames and masks; where a frame has no mask, all of it is ignored."""
+        recipe, images, masks = self.recipe, [], []
+        ignored = recipe.task.ignore_label
+        for index in rng.integers(0, len(self.frames), recipe.loop.batch):
+            frames, at, mask = self.frames, int(index), self.frames.masks[index]
+            if self.unlabelled and rng.random() < recipe.unlabelled_share:
+                frames, at = self._further(rng)
+                mask = None
+            view = View(rng, recipe.augment, frames.size_hw)
+            images.append(torch.from_numpy(view.image(frames.images[at])))
+            known = mask if mask is not None else np.full(frames.size_hw, ignored, np.uint8)
+            masks.append(torch.from_numpy(view.mask(known, ignored)))
+        return {"frame": torch.stack(images), "mask": torch.stack(masks)}
+
+    def _further(self, rng: np.random.Generator) -> tuple[FrameSet, int]:
+        """One of the further frames, all alike."""
+        at = int(rng.integers(0, sum(map(len, self.unlabelled))))
+        for found in self.unlabelled:
+            if at < len(found):
+                return found, at
+            at -= len(found)
+        raise AssertionError("a number below the sum lies in one of its parts")
 
 
 def train_teacher(
@@ -133,7 +188,8 @@ def train_teacher(
         ShapeError: the network's output is not class logits.
     """
     task, commit = recipe.task, commit_of_sources()
-    frames = FrameSet.read(recipe.data, labelled=recipe.loss.source != "teacher", task=task)
+    drawn = _Frames.read(recipe)
+    frames = drawn.frames
     held_out = FrameSet.read(recipe.validation, labelled=True, task=task) if recipe.validation else None
     torch.manual_seed(recipe.loop.seed)
     network = make_module(recipe.module)
@@ -150,10 +206,10 @@ def train_teacher(
     network = channels_last(network)
     to_input = FrameToInput(recipe.preprocess)
     loss = SegmentationLoss(recipe.loss, task.ignore_label, frames.class_share(len(task.classes)))
-    objective = _FrameObjective(network, to_input, loss, teacher)
+    objective = _FrameObjective(network, to_input, loss, teacher, recipe.norm)
 
     figures = fit(
-        objective, lambda rng: _draw(rng, frames, recipe), loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out,
+        objective, drawn, loop=recipe.loop, optimiser=recipe.optimiser, out=recipe.out,
         # Checkpoints from before there were kinds go on too.
         identity=recipe.model_dump(mode="json", exclude={**FREE, "kind": True}),
         stage="train", progress=progress, resume=resume,
