@@ -33,8 +33,8 @@ _METHODS = {
     "before a cast to integers: do not compare them with these.",
 }
 _ALL_PHASES = (
-    "Accuracy over all alignments of the keyframes: each frame is seen at each distance from its keyframe. A clip's first "
-    "frames have few, and so count less often than in rows without keyframes."
+    "Accuracy over all alignments of the keyframes: each frame is seen at each distance from its keyframe. A clip's "
+    "first frames have few, and so count less often than in rows without keyframes."
 )
 _CONSISTENCY = "Consistency is the mean over alignments."
 _ONE_PHASE = "Accuracy with keyframes at frames 0, K, 2K, ... only: a frame is seen at one distance."
