@@ -42,6 +42,10 @@ CROSSES: dict[str, dict[str, Any]] = {
         "scale": 1.0,
         "motion": {"stride": 8, "radius": 1, "feature_at": "middle", "follow": True},
     },
+    "cross_blend": {
+        "join": "blend",
+        "motion": {"stride": 8, "radius": 1, "feature_at": "middle", "follow": True},
+    },
     "cross_whole": {"scale": 1.0, "confidence": "none", "motion": {"stride": 8}},
     "cross_views": {"multiple": 4, "teacher": {"scales": [1.0, 1.5], "mirror": True}},
 }

@@ -199,6 +199,7 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
         student=module(plan, student.width, begin),
         task=task_of(scene),
         scale=student.scale,
+        join=plan.join,
         confidence=plan.confidence,
         student_lr=plan.student_lr,
         student_norm=plan.student_norm,

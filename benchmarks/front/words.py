@@ -186,7 +186,7 @@ def _who(plan: Benchmark, found: set[str]) -> list[str]:
         )
     begins = "`widthN`, which learns on with confidence and motion"
     if views:
-        begins = f"`width{plan.teacher.width}`, which stays as it is while confidence and motion learn"
+        begins = f"`width{plan.teacher.width}`, which stays as it is and is blended with the last answer, moved along"
     said.append(
         f"- `joinedN`: the pair of the teacher and {begins}: {joined.steps} steps of {joined.batch} pairs of frames."
     )

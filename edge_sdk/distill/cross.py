@@ -7,9 +7,14 @@ step keeps what the student missed of the teacher's answer, and later answers ar
 
     z_t = up(s(down(x_t))) + m * r,    r = z_0 - up(s(down(x_0)))
 
+or, blended, it carries its own last answer on, which the keyframe begins:
+
+    z_t = s_t + m * (z_{t-1} - s_t),    s_t = up(s(down(x_t)))
+
 The confidence m is a sigmoid of how far the student's class shares moved since the keyframe, and of what a small
-convolution makes of both of them, class by class. With motion, r and the keyframe's shares are first fetched from
-where their places were, see :mod:`edge_sdk.distill.motion`; training is in :mod:`edge_sdk.distill.cross_training`.
+convolution makes of both of them, class by class; blended, of how far they are from those of z_{t-1}. With motion, what
+was kept is first fetched from where its places were, see :mod:`edge_sdk.distill.motion`; training is in
+:mod:`edge_sdk.distill.cross_training`.
 """
 
 from __future__ import annotations
@@ -163,34 +168,41 @@ class CrossPair(StepPair):
         return self
 
     def keyframe(self, x: Tensor) -> tuple[Tensor, State]:
-        """The teacher's logits (N, C, H, W), and with join ``correct`` the state of :meth:`delta`.
+        """The teacher's logits (N, C, H, W), and the state of :meth:`delta` unless it is to ``replace`` them.
 
-        ``residual``, and where there is a confidence the class shares ``student``, are maps of that size, or with
-        motion tables of them; ``seen`` is what motion is found by, and ``moved`` a table of motion so far.
+        Blended, ``answer``; else ``residual``, and where there is a confidence the class shares ``student``. They are
+        maps of that size, or with motion tables of them; ``seen`` is what motion is found by, and ``moved`` a table of
+        motion so far.
         """
         target = self.teacher(x)
         if self.join == "replace":
             return target, {}
         own = self.answer(x)
-        state = kept(target, drawn_to(own.logits, size_of(target)))
+        if self.join == "blend":
+            state = {"answer": target}
+        else:
+            state = kept(target, drawn_to(own.logits, size_of(target)))
         if self.confidence is None:
             del state["student"]
         if self.motion is not None and own.seen is not None:
             state = {name: table_of(maps) for name, maps in state.items()}
             state["seen"] = self.motion.kept(own.seen)
-            if self.follow:
+            if self.follow and self.join == "correct":
                 state["moved"] = table_of(torch.zeros_like(target[:, :2]))
         return target, state
 
     def delta(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The student's logits, corrected by ``state`` where there is one.
 
-        A pair that follows rewrites ``seen`` and ``moved``, a table of where places were at the keyframe; others
-        rewrite nothing. Where there is a confidence, its mean is told as :data:`~edge_sdk.distill.steps.TRUST`.
+        A pair that follows rewrites ``seen`` and ``moved``, a table of where places were at the keyframe; one that
+        blends ``seen`` and ``answer``; others rewrite nothing. Where there is a confidence, its mean is told as
+        :data:`~edge_sdk.distill.steps.TRUST`.
         """
         own = self.answer(x)
         if self.join == "replace":
             return own.logits, {}
+        if self.join == "blend":
+            return self._blended(own, state)
         rewritten: State = {}
         if self.motion is None or own.seen is None:
             maps, size_hw = state, size_of(state["residual"])
@@ -205,6 +217,28 @@ class CrossPair(StepPair):
             maps = {name: fetched(table, rows) for name, table in tables.items()}
         answer, confidence = self.corrected(drawn_to(own.logits, size_hw), maps)
         return answer, rewritten if confidence is None else {**rewritten, TRUST: confidence.mean()}
+
+    def _blended(self, own: Answer, state: State) -> tuple[Tensor, State]:
+        """:meth:`delta` where the last answer is carried on."""
+        if self.motion is None or own.seen is None:
+            before = state["answer"]
+            size_hw, rewritten = size_of(before), dict[str, Tensor]()
+        else:
+            size_hw = size_of_table(state["answer"])
+            before = fetched(state["answer"], rows_at(self.where(own, state["seen"], size_hw)))
+            rewritten = {"seen": self.motion.kept(own.seen)}
+        blended, confidence = self.blended(drawn_to(own.logits, size_hw), before)
+        rewritten["answer"] = blended if self.motion is None else table_of(blended)
+        return blended, rewritten if confidence is None else {**rewritten, TRUST: confidence.mean()}
+
+    def blended(self, own: Tensor, before: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The student's logits (N, C, H, W) with as much of the last answer as is trusted, and the confidence in it.
+
+        Args:
+            own: the logits.
+            before: the last answer, each place where it is now; of the same size.
+        """
+        return self.corrected(own, {"residual": before - own, "student": shares_of(before)})
 
     def answer(self, x: Tensor) -> Answer:
         """The student's own, and what it sees motion by."""
@@ -233,7 +267,7 @@ class CrossPair(StepPair):
 
         Args:
             own: the logits, of the maps' size.
-            maps: what the keyframe kept, each place where it is now.
+            maps: what was kept, each place where it is now.
         """
         if self.confidence is None:
             return own + maps["residual"], None
@@ -265,7 +299,7 @@ def _assembled(
         student = copy.deepcopy(teacher) if recipe.student is None else make(recipe.student)
         small = SmallInput(student.eval(), recipe.scale, recipe.multiple)
         classes, confidence, motion = len(recipe.task.classes), None, None
-        if recipe.join == "correct" and recipe.confidence != "none":
+        if recipe.join != "replace" and recipe.confidence != "none":
             confidence = Confidence(classes, recipe.confidence)
         if recipe.motion is not None:
             motion = _motion(recipe.motion, small, example_hw)

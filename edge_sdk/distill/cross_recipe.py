@@ -25,7 +25,7 @@ from edge_sdk.distill.recipes import (
 from edge_sdk.settings import Settings
 from edge_sdk.tasks.base import TaskSpec
 
-Join = Literal["correct", "replace"]
+Join = Literal["correct", "blend", "replace"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -86,10 +86,11 @@ class CrossRecipe(Settings):
         scale: share of each side that the student sees. The frame is drawn down inside the graph; 1 is for a student
             that is smaller in itself.
         multiple: the student's sides are rounded up to multiples of this, for networks that take no others.
-        join: ``correct``: the keyframe's residual corrects the student; ``replace``: the student answers alone, without
-            state.
+        join: ``correct``: the keyframe's residual corrects the student; ``blend``: the student's answer is mixed with
+            the last frame's, that of the keyframe at first, for students nearly as good as the teacher; ``replace``:
+            the student answers alone, without state.
         confidence: channels of the convolution that learns where the correction holds; 0 learns two numbers only, and
-            ``none`` always corrects in full.
+            ``none`` always corrects in full, which ``blend`` cannot.
         motion: fetch the correction from where its place was at the keyframe; None takes it from the same place.
         data: pairs of frames.
         student_lr: learning rate of the student's own weights as a share of the join's; 0 keeps it as it is, the
@@ -125,7 +126,17 @@ class CrossRecipe(Settings):
         if self.scale == 1 and self.student is None:
             raise ValueError("'scale' 1 needs 'student', a trained network smaller than the teacher")
         if self.join == "replace" and self.motion is not None:
-            raise ValueError("'motion' needs join 'correct': without state there is nothing to fetch")
+            raise ValueError(
+                "'motion' needs join 'correct' or 'blend': without state there is nothing to fetch"
+            )
+        if self.join == "blend" and self.confidence == "none":
+            raise ValueError(
+                "join 'blend' needs 'confidence': in full, the keyframe's answer would stay for ever"
+            )
+        if self.join == "blend" and self.motion is not None and not self.motion.follow:
+            raise ValueError(
+                "join 'blend' needs 'motion.follow': the last answer is that of the frame before"
+            )
         if self.student_lr == 0 and (
             self.join == "replace" or (self.confidence == "none" and not self.motion)
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +60,7 @@ class CrossObjective(Objective):
         Where nothing is kept of the earlier frame, both see the later one alone.
         """
         pair, weights, count = self.pair, self.settings, len(batch["mask"])
-        correct = pair.join == "correct"
+        correct = pair.join != "replace"
         frames = [batch["frame"]]
         if correct:
             between = batch["between"].unbind(1) if "between" in batch else ()
@@ -91,20 +92,38 @@ class CrossObjective(Objective):
     def _corrected(
         self, own: tuple[Tensor, ...], answer: Answer, first: Tensor, later: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The last frames' answers with the first ones' correction, and how far the teacher's answer to the first
-        ones, carried along, is from that to the last ones; zero where nobody looks for motion."""
-        pair, maps, size_hw = self.pair, kept(first, own[0]), size_of(first)
-        if pair.motion is None or answer.seen is None:
-            return pair.corrected(own[-1], maps)[0], first.new_zeros(())
-        before, *seen = answer.seen.split(len(first))
-        where = torch.zeros_like(first[:, :2])
-        for now in seen:
-            step = pair.where(replace(answer, seen=now), pair.motion.kept(before), size_hw)
-            where, before = step + carried(where, step), now
+        """The last frames' answers with what the first ones left, and how far the teacher's answer to the first ones,
+        carried along, is from that to the last ones; zero where nobody looks for motion."""
+        pair, steps = self.pair, self._steps(answer, first)
+        blended, where = first, torch.zeros_like(first[:, :2])
+        moves: Sequence[Tensor | None] = steps or [None]
+        for now, step in zip(own[-len(moves) :], moves, strict=True):
+            if step is not None:
+                where = step + carried(where, step)
+            if pair.join == "blend":
+                blended = pair.blended(now, blended if step is None else carried(blended, step))[0]
+        corrected = blended
+        if pair.join == "correct":
+            maps = kept(first, own[0])
+            found = {name: carried(value, where) for name, value in maps.items()} if steps else maps
+            corrected = pair.corrected(own[-1], found)[0]
+        if not steps:
+            return corrected, first.new_zeros(())
         shown = carried(first, where).log_softmax(1)
         divergence = F.kl_div(shown, later.log_softmax(1), log_target=True, reduction="none")
-        corrected, _ = pair.corrected(own[-1], {name: carried(value, where) for name, value in maps.items()})
         return corrected, divergence.sum(1).mean()
+
+    def _steps(self, answer: Answer, first: Tensor) -> list[Tensor]:
+        """Motion from each frame to the next, in cells of the maps; none where nobody looks for it."""
+        pair = self.pair
+        if pair.motion is None or answer.seen is None:
+            return []
+        found = []
+        before, *seen = answer.seen.split(len(first))
+        for now in seen:
+            found.append(pair.where(replace(answer, seen=now), pair.motion.kept(before), size_of(first)))
+            before = now
+        return found
 
 
 def _ends(maps: Tensor, count: int) -> Tensor:
