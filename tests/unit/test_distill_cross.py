@@ -60,6 +60,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"join": "add"}, "join"),
     ({"join": "replace", "motion": {}}, "'motion' needs join 'correct'"),
     ({"motion": {"radius": 0}}, "radius"),
+    ({"join": "blend", "confidence": "none"}, "join 'blend' needs 'confidence'"),
+    ({"join": "blend", "motion": {}}, "join 'blend' needs 'motion.follow'"),
     ({"student_lr": 1.5}, "student_lr"),
     ({"student_lr": 0.0, "join": "replace"}, "'student_lr' 0 needs"),
     ({"student_lr": 0.0, "confidence": "none"}, "'student_lr' 0 needs"),
@@ -238,7 +240,41 @@ def test_join_replace_has_no_state_and_answers_alone(tmp_path: Path) -> None:
     assert torch.equal(answer, pair.student(frame(1)).detach())
 
 
+def test_blending_carries_the_last_answer_on(tmp_path: Path) -> None:
+    """Each step: as far from the student's answer towards the last one as m says; m is of those two."""
+    pair = make_cross(recipe(tmp_path, join="blend", confidence=0), SIZE_HW)
+    assert pair.confidence is not None
+    with torch.no_grad():
+        answer, state = pair.keyframe(frame())
+        assert set(state) == {"answer"}
+        for seed in (1, 2, 3):
+            before, x = answer, frame(seed)
+            own = F.interpolate(pair.student(x), size=before.shape[-2:], mode="bilinear")
+            shift = 0.5 * (own.softmax(1) - before.softmax(1)).abs().sum(1, keepdim=True)
+            m = torch.sigmoid(4.0 - 8.0 * shift)
+            answer, state = pair.delta(x, state)
+            assert close(answer, own + m * (before - own))
+            assert close(state["answer"], answer)
+            assert float(state.pop(TRUST)) == pytest.approx(float(m.mean()), abs=1e-5)
+        for offset, expected in ((60.0, before), (-60.0, own)):
+            pair.confidence.offset.fill_(offset)
+            assert close(pair.delta(x, {"answer": before})[0], expected)
+
+
 # Learning
+
+
+def test_a_blended_pair_learns_from_one_step_where_nothing_lies_between(tmp_path: Path) -> None:
+    objective = objective_of(recipe(tmp_path, join="blend"))
+    pair, drawn = objective.pair.train(), batch()
+    loss, parts = objective(drawn)
+    with torch.no_grad():
+        first, x = (objective.to_input(drawn[name]) for name in ("first", "frame"))
+        answer, _ = pair.delta(x, pair.keyframe(first)[1])
+        expected = objective.task_loss(answer, drawn["mask"].long(), pair.teacher(x))
+    assert float(parts["task"]) == pytest.approx(float(expected), rel=0.2)  # batch norm sees other batches
+    loss.backward()
+    assert all(p.grad is not None for p in pair.confidence.parameters())  # type: ignore[union-attr]
 
 
 def test_feature_loss_is_the_mean_over_all_elements() -> None:
