@@ -15,6 +15,8 @@ from edge_sdk.distill.steps import State
 # Confidence at the beginning: 0.98 where the student's answer is what it was, half where half of its certainty went to
 # another class.
 OFFSET, SLOPE = 4.0, 8.0
+# Of an answer that is carried on from frame to frame: 0.73, which averages the last few frames where they agree.
+BLEND_OFFSET, BLEND_SLOPE = 1.0, 4.0
 
 
 def kept(target: Tensor, own: Tensor) -> State:
@@ -52,11 +54,12 @@ class Confidence(nn.Module):
     Args:
         classes: number of classes.
         width: channels of the small convolution; 0 leaves the line alone, one confidence for all classes.
+        begin: offset and slope of the line.
     """
 
-    def __init__(self, classes: int, width: int) -> None:
+    def __init__(self, classes: int, width: int, begin: tuple[float, float] = (OFFSET, SLOPE)) -> None:
         super().__init__()
-        self.offset, self.slope = (nn.Parameter(torch.tensor([value])) for value in (OFFSET, SLOPE))
+        self.offset, self.slope = (nn.Parameter(torch.tensor([value])) for value in begin)
         self.more: nn.Sequential | None = None
         if width:
             last = nn.Conv2d(width, classes, 3, padding=1)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.distill.correction import Confidence, kept, shares_of
+from edge_sdk.distill.correction import BLEND_OFFSET, BLEND_SLOPE, OFFSET, SLOPE, Confidence, kept, shares_of
 from edge_sdk.distill.cross_recipe import CrossRecipe, Join, MotionSettings
 from edge_sdk.distill.frames import shrunk
 from edge_sdk.distill.modules import fill_module, keep_norm, load_module, make_module, read_checkpoint
@@ -300,7 +300,8 @@ def _assembled(
         small = SmallInput(student.eval(), recipe.scale, recipe.multiple)
         classes, confidence, motion = len(recipe.task.classes), None, None
         if recipe.join != "replace" and recipe.confidence != "none":
-            confidence = Confidence(classes, recipe.confidence)
+            begin = (BLEND_OFFSET, BLEND_SLOPE) if recipe.join == "blend" else (OFFSET, SLOPE)
+            confidence = Confidence(classes, recipe.confidence, begin)
         if recipe.motion is not None:
             motion = _motion(recipe.motion, small, example_hw)
     at, follow = ("", False) if recipe.motion is None else (recipe.motion.feature_at, recipe.motion.follow)

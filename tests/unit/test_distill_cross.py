@@ -251,7 +251,7 @@ def test_blending_carries_the_last_answer_on(tmp_path: Path) -> None:
             before, x = answer, frame(seed)
             own = F.interpolate(pair.student(x), size=before.shape[-2:], mode="bilinear")
             shift = 0.5 * (own.softmax(1) - before.softmax(1)).abs().sum(1, keepdim=True)
-            m = torch.sigmoid(4.0 - 8.0 * shift)
+            m = torch.sigmoid(1.0 - 4.0 * shift)
             answer, state = pair.delta(x, state)
             assert close(answer, own + m * (before - own))
             assert close(state["answer"], answer)
