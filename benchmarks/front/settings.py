@@ -47,11 +47,15 @@ class Scene:
     others: tuple[str, ...] = ()
 
 
-def _davis(begin: float, end: float) -> tuple[str, ...]:
-    """A part of each clip; their masks are 255 where the thing in front is."""
-    return tuple(
-        f"data/davis/{name}?labels=255:1&fps=24&start={round(begin * count)}&limit={round((end - begin) * count)}"
+def _davis(begin: float, end: float, most: int | None = None) -> tuple[str, ...]:
+    """A part of each clip, or its first frames; their masks are 255 where the thing in front is."""
+    parts = {
+        name: (round(begin * count), min(round((end - begin) * count), most or count))
         for name, count in DAVIS_FRAMES.items()
+    }
+    return tuple(
+        f"data/davis/{name}?labels=255:1&fps=24&start={start}&limit={limit}"
+        for name, (start, limit) in parts.items()
     )
 
 
@@ -79,7 +83,8 @@ DAVIS = Scene(
     stills=_davis(0.0, 0.6),
     video=_davis(0.0, 0.6),
     video_gap=19,
-    validation=_davis(0.6, 1.0),
+    # As many frames as the longest interval has: each is run at every distance, in two precisions.
+    validation=_davis(0.6, 1.0, 20),
     frame_hw=(480, 854),
     crop_hw=None,
     input_hw=(240, 424),
