@@ -16,16 +16,8 @@ from edge_sdk.bundle import Bundle, set_name
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.compile.calibrate import CalibrateRecipe, DrawSettings, calibrate
 from edge_sdk.distill import DistillRecipe, TrainRecipe, distill, train_teacher
-from edge_sdk.distill.recipes import (
-    Augment,
-    DeltaLoss,
-    DeltaSettings,
-    LoopSettings,
-    ModuleSettings,
-    Optimiser,
-    PairData,
-    TaskLoss,
-)
+from edge_sdk.distill.delta_recipe import DeltaLoss, DeltaSettings
+from edge_sdk.distill.recipes import Augment, LoopSettings, ModuleSettings, Optimiser, PairData, TaskLoss
 from edge_sdk.evaluate import EvaluateRecipe, Evaluation, evaluate
 from edge_sdk.progress import Progress
 from edge_sdk.runtime.runner import EdgeRunner

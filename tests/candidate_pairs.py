@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from edge_sdk.bundle import Bundle
 from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.distill.convert import to_delta
+from edge_sdk.distill.delta_recipe import DistillRecipe
 from edge_sdk.distill.modules import save_checkpoint
-from edge_sdk.distill.recipes import DistillRecipe
 from edge_sdk.settings import parse_settings
 from tests import nets, step_pairs
 

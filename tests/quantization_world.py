@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from edge_sdk.distill.convert import to_delta
 from edge_sdk.distill.delta import DeltaNet
+from edge_sdk.distill.delta_recipe import DeltaSettings, DistillRecipe, QuantizationSettings
 from edge_sdk.distill.modules import save_checkpoint
 from edge_sdk.distill.quantization import SimulatedInt8
-from edge_sdk.distill.recipes import DeltaSettings, DistillRecipe, QuantizationSettings
 from edge_sdk.distill.tape import Pass
 from edge_sdk.settings import parse_settings
 from tests import nets

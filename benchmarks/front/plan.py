@@ -11,18 +11,15 @@ from settings import FACTORY, INT8, SCENES, SMALL_INPUT, VIEWS, Benchmark, Cours
 from edge_sdk.compile import ExportRecipe
 from edge_sdk.distill import DistillRecipe, TrainRecipe
 from edge_sdk.distill.cross_recipe import CrossLoss, CrossRecipe, MotionSettings
+from edge_sdk.distill.delta_recipe import DeltaLoss, DeltaSettings, QuantizationSettings, SearchSettings
 from edge_sdk.distill.recipes import (
     Augment,
-    DeltaLoss,
-    DeltaSettings,
     LoopSettings,
     ModuleSettings,
     Motion,
     Optimiser,
     PairData,
     Preprocess,
-    QuantizationSettings,
-    SearchSettings,
     TaskLoss,
 )
 from edge_sdk.evaluate.front import FrontRecipe
@@ -116,7 +113,9 @@ def _frames(
 ) -> TrainRecipe:
     scene, taught = SCENES[plan.scene], given is not None
     others = scene.others if plan.others_share and taught else ()
-    source: Literal["labels", "teacher", "both"] = "both" if taught else "labels"
+    source: Literal["labels", "teacher", "both"] = "labels"
+    if taught:
+        source = "teacher" if others else "both"
     return TrainRecipe(
         out=plan.folder / name,
         module=module(plan, width),
@@ -131,7 +130,7 @@ def _frames(
         preprocess=_preprocess(scene),
         augment=Augment(crop_hw=scene.crop_hw, scale=(0.6, 2.0), colour=0.15),
         loss=TaskLoss(
-            source="teacher" if others else source,
+            source=source,
             class_weights="log",
             teacher_weight=3.0 if taught else 1.0,
         ),
@@ -202,7 +201,6 @@ def joined_recipe(plan: Benchmark, student: Student) -> CrossRecipe:
         join=plan.join,
         confidence=plan.confidence,
         student_lr=plan.student_lr,
-        student_norm=plan.student_norm,
         motion=MotionSettings(**motion),  # type: ignore[arg-type]  # checked when it is made
         data=PairData(stills=scene.stills, motion=Motion(max_gap=plan.join_gap), between=plan.between),
         validation=scene.validation,

@@ -169,7 +169,7 @@ class Benchmark:
         join: of the joined pairs.
         others_share: of the frames that networks for every frame learn from, that are of the scene's ``others``; more
             than 0 takes the teacher's word alone, and leaves batch norm as it is.
-        student_lr, student_norm: of the joined pairs' students.
+        student_lr: of the joined pairs' students.
         join_gap, between: largest distance from the keyframe that they learn from, and the frames that they see
             between; those of this benchmark's videos may be too far apart to be followed, so they come from stills.
         confidence: channels of what learns where their correction holds.
@@ -212,7 +212,6 @@ class Benchmark:
     join: Literal["correct", "blend"] = "correct"
     others_share: float = 0.0
     student_lr: float = 1.0
-    student_norm: Literal["learn", "keep"] = "learn"
     join_gap: int = 12
     between: int = 2
     confidence: int = 16

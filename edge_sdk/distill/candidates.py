@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_sdk.distill.recipes import RankRule
+from edge_sdk.distill.delta_recipe import RankRule
 
 GUMBEL_TEMPERATURE = 2 / 3
 GATE_START = -1.0

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from edge_sdk.distill.candidates import candidate_macs, full_candidate, layer_rank, low_rank_candidate
 from edge_sdk.distill.delta import Candidate, DeltaBlock, DeltaConv2d, DeltaNet, Joined
+from edge_sdk.distill.delta_recipe import DeltaSettings
 from edge_sdk.distill.kinds import Kind, macs_of, narrowed, student_of
 from edge_sdk.distill.parts import Part, narrowed_by, parts_of
-from edge_sdk.distill.recipes import DeltaSettings
 from edge_sdk.distill.surgery import copy_of, fold, obstacle, replace
 from edge_sdk.distill.survey import ConvUse, check_blocks, check_patterns, fits, left_alone, survey
 from edge_sdk.distill.tape import Tape

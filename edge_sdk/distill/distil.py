@@ -13,6 +13,7 @@ from edge_sdk.distill.candidates import Chooser, Gate
 from edge_sdk.distill.channels_last import channels_last
 from edge_sdk.distill.convert import Conversion, LayerReport, drop_unused, to_delta
 from edge_sdk.distill.delta import DeltaNet, Joined
+from edge_sdk.distill.delta_recipe import DeltaLoss, DistillRecipe
 from edge_sdk.distill.frames import FrameSet, FrameToInput
 from edge_sdk.distill.loop import FREE, Batch, Objective, fit, is_writer
 from edge_sdk.distill.losses import SegmentationLoss
@@ -26,7 +27,7 @@ from edge_sdk.distill.modules import (
 )
 from edge_sdk.distill.pairs import PairSampler
 from edge_sdk.distill.quantization import SimulatedInt8
-from edge_sdk.distill.recipes import DeltaLoss, DistillRecipe, Optimiser
+from edge_sdk.distill.recipes import Optimiser
 from edge_sdk.distill.search import BudgetSearch, write_choice
 from edge_sdk.distill.steps import State, StepPair
 from edge_sdk.distill.tape import Pass

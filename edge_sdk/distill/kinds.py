@@ -32,7 +32,7 @@ from edge_sdk.distill.candidates import (
     layer_rank,
     low_rank_candidate,
 )
-from edge_sdk.distill.recipes import DeltaSettings
+from edge_sdk.distill.delta_recipe import DeltaSettings
 from edge_sdk.distill.surgery import obstacle, replace
 from edge_sdk.errors import RecipeError
 

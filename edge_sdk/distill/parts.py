@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from edge_sdk.distill.delta_recipe import DeltaSettings
 from edge_sdk.distill.kinds import KEPT, Kind
-from edge_sdk.distill.recipes import DeltaSettings
 from edge_sdk.distill.surgery import obstacle
 from edge_sdk.errors import ConversionError, RecipeError
 

@@ -32,7 +32,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, Joined
-from edge_sdk.distill.recipes import QuantizationSettings
+from edge_sdk.distill.delta_recipe import QuantizationSettings
 from edge_sdk.distill.steps import State
 from edge_sdk.distill.tape import Pass
 from edge_sdk.errors import RecipeError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from edge_sdk.distill.candidates import Chooser
 from edge_sdk.distill.delta import DeltaNet
-from edge_sdk.distill.recipes import SearchSettings
+from edge_sdk.distill.delta_recipe import SearchSettings
 from edge_sdk.errors import RecipeError
 from edge_sdk.files import write_text
 from edge_sdk.profile.table import CostTable

@@ -125,12 +125,12 @@ class _Frames:
 
     Attributes:
         frames: with labels, where the recipe asks for them.
-        unlabelled: further sources, each of its own size.
+        unlabelled: every frame of the further sources, as its source, of its own size, and its number there.
         recipe: how they are seen, and how often a frame is one of the further ones.
     """
 
     frames: FrameSet
-    unlabelled: tuple[FrameSet, ...]
+    unlabelled: tuple[tuple[FrameSet, int], ...]
     recipe: TrainRecipe
 
     @classmethod
@@ -151,7 +151,7 @@ class _Frames:
                         ),
                         hint="Set augment.crop_hw: crops are of one size.",
                     )
-        return cls(frames, further, recipe)
+        return cls(frames, tuple((found, at) for found in further for at in range(len(found))), recipe)
 
     def __call__(self, rng: np.random.Generator) -> Batch:
         """A batch of augmented frames and masks; where a frame has no mask, all of it is ignored."""
@@ -160,22 +160,13 @@ class _Frames:
         for index in rng.integers(0, len(self.frames), recipe.loop.batch):
             frames, at, mask = self.frames, int(index), self.frames.masks[index]
             if self.unlabelled and rng.random() < recipe.unlabelled_share:
-                frames, at = self._further(rng)
+                frames, at = self.unlabelled[rng.integers(0, len(self.unlabelled))]
                 mask = None
             view = View(rng, recipe.augment, frames.size_hw)
             images.append(torch.from_numpy(view.image(frames.images[at])))
             known = mask if mask is not None else np.full(frames.size_hw, ignored, np.uint8)
             masks.append(torch.from_numpy(view.mask(known, ignored)))
         return {"frame": torch.stack(images), "mask": torch.stack(masks)}
-
-    def _further(self, rng: np.random.Generator) -> tuple[FrameSet, int]:
-        """One of the further frames, all alike."""
-        at = int(rng.integers(0, sum(map(len, self.unlabelled))))
-        for found in self.unlabelled:
-            if at < len(found):
-                return found, at
-            at -= len(found)
-        raise AssertionError("a number below the sum lies in one of its parts")
 
 
 def train_teacher(

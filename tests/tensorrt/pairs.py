@@ -18,8 +18,8 @@ from edge_sdk.compile import ExportRecipe, export
 from edge_sdk.compile.calibration_set import CalibrationSet
 from edge_sdk.compile.quantize.variants import Quantizer
 from edge_sdk.distill.convert import to_delta
+from edge_sdk.distill.delta_recipe import DistillRecipe
 from edge_sdk.distill.modules import make_module, save_checkpoint
-from edge_sdk.distill.recipes import DistillRecipe
 from edge_sdk.manifest import Precision, StepName
 from edge_sdk.settings import parse_settings
 from tests import nets

@@ -22,10 +22,10 @@ from edge_sdk.compile import ExportRecipe, export  # noqa: E402
 from edge_sdk.compile.specs import graph_macs  # noqa: E402
 from edge_sdk.distill.candidates import Gate  # noqa: E402
 from edge_sdk.distill.convert import to_delta  # noqa: E402
+from edge_sdk.distill.delta_recipe import DistillRecipe  # noqa: E402
 from edge_sdk.distill.distil import load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameToInput  # noqa: E402
 from edge_sdk.distill.modules import save_checkpoint  # noqa: E402
-from edge_sdk.distill.recipes import DistillRecipe  # noqa: E402
 from edge_sdk.errors import CheckpointError, ConversionError, EngineError, RecipeError, ShapeError  # noqa: E402
 from edge_sdk.runtime.result import StepKind  # noqa: E402
 from edge_sdk.runtime.runner import EdgeRunner  # noqa: E402

@@ -15,9 +15,10 @@ from torch import Tensor, nn  # noqa: E402
 from edge_sdk.compile.graphs import BilinearAsMatmul, Decoder, StepGraph  # noqa: E402
 from edge_sdk.distill.convert import to_delta  # noqa: E402
 from edge_sdk.distill.delta import Pass  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaSettings  # noqa: E402
 from edge_sdk.distill.frames import FrameToInput  # noqa: E402
 from edge_sdk.distill.models import ddrnet_23_slim  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings, Preprocess  # noqa: E402
+from edge_sdk.distill.recipes import Preprocess  # noqa: E402
 from edge_sdk.distill.steps import PerFrame, StepPair  # noqa: E402
 from tests import nets  # noqa: E402
 

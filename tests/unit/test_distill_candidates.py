@@ -24,7 +24,7 @@ from edge_sdk.distill.candidates import (  # noqa: E402
 )
 from edge_sdk.distill.convert import to_delta  # noqa: E402
 from edge_sdk.distill.delta import Candidate, DeltaConv2d, DeltaNet, Pass, Tape  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaSettings  # noqa: E402
 
 # PAPERS section 1. Rule "out": Cout//gamma if Cout > gamma else Cout.
 # Rule "min": min(Cin, Cout)//gamma if that min >= gamma else the min.

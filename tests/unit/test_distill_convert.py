@@ -12,7 +12,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from edge_sdk.distill.convert import Conversion, to_delta  # noqa: E402
 from edge_sdk.distill.delta import DeltaNet, Pass  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaSettings  # noqa: E402
 from edge_sdk.errors import ConversionError  # noqa: E402
 from tests import nets  # noqa: E402
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edge_sdk.distill.candidates import candidate_macs, conv_macs  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaSettings  # noqa: E402
 from edge_sdk.distill.kinds import Kind, narrow_candidate, student_of  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings  # noqa: E402
 from edge_sdk.errors import RecipeError  # noqa: E402
 
 # name, shape, share, half

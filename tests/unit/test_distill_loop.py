@@ -16,11 +16,12 @@ pytest.importorskip("lightning_fabric", reason="training needs lightning-fabric"
 
 from torch import Tensor, nn  # noqa: E402
 
+from edge_sdk.distill.delta_recipe import DistillRecipe  # noqa: E402
 from edge_sdk.distill.distil import distill, load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameSet, FrameToInput  # noqa: E402
 from edge_sdk.distill.loop import Objective, fit  # noqa: E402
 from edge_sdk.distill.modules import load_module, read_checkpoint, read_weights, save_checkpoint  # noqa: E402
-from edge_sdk.distill.recipes import DistillRecipe, LoopSettings, ModuleSettings, Optimiser, TrainRecipe  # noqa: E402
+from edge_sdk.distill.recipes import LoopSettings, ModuleSettings, Optimiser, TrainRecipe  # noqa: E402
 from edge_sdk.distill.train import frame_miou, train_teacher  # noqa: E402
 from edge_sdk.errors import CheckpointError, EdgeSdkError, RecipeError, ShapeError  # noqa: E402
 from edge_sdk.revision import commit_of_sources  # noqa: E402
@@ -363,7 +364,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from edge_sdk.distill import distil, loop
-from edge_sdk.distill.recipes import DistillRecipe
+from edge_sdk.distill.delta_recipe import DistillRecipe
 from edge_sdk.settings import load_recipe
 
 rank, out = int(os.environ["RANK"]), Path(sys.argv[2])

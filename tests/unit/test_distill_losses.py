@@ -14,10 +14,11 @@ from torch import Tensor, nn  # noqa: E402
 
 from edge_sdk.distill.convert import to_delta  # noqa: E402
 from edge_sdk.distill.delta import Pass  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaLoss, DeltaSettings  # noqa: E402
 from edge_sdk.distill.distil import PairObjective  # noqa: E402
 from edge_sdk.distill.frames import FrameToInput  # noqa: E402
 from edge_sdk.distill.losses import SegmentationLoss  # noqa: E402
-from edge_sdk.distill.recipes import DeltaLoss, DeltaSettings, Optimiser, Preprocess, TaskLoss  # noqa: E402
+from edge_sdk.distill.recipes import Optimiser, Preprocess, TaskLoss  # noqa: E402
 from tests import nets  # noqa: E402
 
 IGNORE = 255

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
+from edge_sdk.distill.delta_recipe import DeltaSettings  # noqa: E402
 from edge_sdk.distill.distil import distill  # noqa: E402
 from edge_sdk.distill.quantization import round_weight  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings  # noqa: E402
 from edge_sdk.distill.tape import Pass  # noqa: E402
 from edge_sdk.errors import RecipeError  # noqa: E402
 from tests import nets  # noqa: E402

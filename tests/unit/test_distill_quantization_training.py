@@ -23,11 +23,11 @@ from edge_sdk.bundle import Bundle  # noqa: E402
 from edge_sdk.compile import ExportRecipe, export  # noqa: E402
 from edge_sdk.compile.quantize.int8 import quantize_pair  # noqa: E402
 from edge_sdk.compile.quantize.ranges import Ranges, measure_ranges, share_state  # noqa: E402
+from edge_sdk.distill.delta_recipe import QuantizationSettings  # noqa: E402
 from edge_sdk.distill.distil import distill, load_student  # noqa: E402
 from edge_sdk.distill.frames import FrameToInput  # noqa: E402
 from edge_sdk.distill.modules import read_checkpoint, save_checkpoint  # noqa: E402
 from edge_sdk.distill.quantization import SimulatedInt8, round_weight  # noqa: E402
-from edge_sdk.distill.recipes import QuantizationSettings  # noqa: E402
 from edge_sdk.manifest import state_input, state_output  # noqa: E402
 from edge_sdk.video import open_source  # noqa: E402
 from tests.quantization_world import CLIP, HW, INTERVAL, observed, recipe  # noqa: E402

@@ -17,9 +17,9 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from edge_sdk.distill.convert import to_delta  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaSettings, DistillRecipe, SearchSettings  # noqa: E402
 from edge_sdk.distill.distil import distill, load_student  # noqa: E402
 from edge_sdk.distill.modules import read_checkpoint, save_checkpoint  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings, DistillRecipe, SearchSettings  # noqa: E402
 from edge_sdk.distill.search import BudgetSearch, fitted  # noqa: E402
 from edge_sdk.errors import MissingFileError, RecipeError  # noqa: E402
 from edge_sdk.evaluate.timing import Spread  # noqa: E402

@@ -16,7 +16,7 @@ from torch import Tensor, nn  # noqa: E402
 from edge_sdk.distill.candidates import Choice, Gate  # noqa: E402
 from edge_sdk.distill.convert import Conversion, to_delta  # noqa: E402
 from edge_sdk.distill.delta import DeltaBlock, DeltaConv2d, DeltaNet, Pass  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings  # noqa: E402
+from edge_sdk.distill.delta_recipe import DeltaSettings  # noqa: E402
 from edge_sdk.errors import ConversionError, MissingFileError, RecipeError  # noqa: E402
 from edge_sdk.settings import parse_settings  # noqa: E402
 from tests import nets  # noqa: E402

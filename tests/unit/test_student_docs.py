@@ -10,8 +10,9 @@ import yaml
 
 torch = pytest.importorskip("torch", reason="distillation needs torch")
 
+from edge_sdk.distill.delta_recipe import DeltaSettings, SearchSettings  # noqa: E402
 from edge_sdk.distill.kinds import Kind  # noqa: E402
-from edge_sdk.distill.recipes import DeltaSettings, PairData, SearchSettings  # noqa: E402
+from edge_sdk.distill.recipes import PairData  # noqa: E402
 from edge_sdk.profile.prepare.recipe import ProfileRecipe  # noqa: E402
 from edge_sdk.settings import parse_settings  # noqa: E402
 

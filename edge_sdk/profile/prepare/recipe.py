@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from edge_sdk.build.recipe import Int8Settings
 from edge_sdk.build.tensorrt.settings import TensorRTSettings
-from edge_sdk.distill.recipes import DeltaSettings, ModuleSettings, Positive, Preprocess
+from edge_sdk.distill.delta_recipe import DeltaSettings
+from edge_sdk.distill.recipes import ModuleSettings, Positive, Preprocess
 from edge_sdk.manifest import BackendName, Precision
 from edge_sdk.profile.table import Clock
 from edge_sdk.settings import Settings

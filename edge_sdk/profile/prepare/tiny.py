@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_sdk.distill.recipes import DeltaSettings
+from edge_sdk.distill.delta_recipe import DeltaSettings
 from edge_sdk.profile.prepare.parts import Call
 
 UNIT = "unit"
