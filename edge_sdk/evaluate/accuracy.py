@@ -152,7 +152,7 @@ class Judge:
         wanted, checks = set(keep), self._checks_teacher(engine)
 
         def masks_of(planned: Sequence[Planned]) -> Masks:
-            first_phase = all(where.counted for where in planned)
+            first_phase = planned[:1] == [Planned(0, 0)]
             return self._run(runner, planned, wanted if first_phase else set(), checks)
 
         with self._pair_runner(engine) as runner:
@@ -236,18 +236,18 @@ class Judge:
         self, name: str, interval: int, masks_of: Callable[[Sequence[Planned]], Masks]
     ) -> StreamScores:
         scores = StreamScores(self._reference, interval)
-        phases, count = self._phases_of(interval), len(self._clip)
-        done = 0
+        plans = [plan(len(self._clip), interval, phase) for phase in self._phases_of(interval)]
+        done, total = 0, sum(map(len, plans))
 
         def counted(masks: Masks) -> Masks:
             nonlocal done
             for item in masks:
                 yield item
                 done += 1
-                self._tick(f"{name} K={interval}", done, len(phases) * count)
+                self._tick(f"{name} K={interval}", done, total)
 
-        for phase in phases:
-            scores.add_phase(counted(masks_of(plan(count, interval, phase))))
+        for planned in plans:
+            scores.add_phase(counted(masks_of(planned)))
         return scores
 
     def _run(
@@ -282,7 +282,7 @@ class Judge:
                 self.kept[where.index] = mask
             yield where, mask
         if own_teacher:
-            check_same_teacher(differing, keyframes * mask.size)
+            check_same_teacher(differing, keyframes * self._teacher[0].mask.size)
 
 
 def _delta_name(engine: str) -> str:

@@ -63,7 +63,7 @@ def _example(
     clip: Clip, task: Task, teacher: Sequence[Segmentation], delta: np.ndarray, where: Planned, why: str
 ) -> Example:
     # The keyframe and the frame itself are all that flow needs.
-    steps = [Planned(where.key, 0, True), where]
+    steps = [Planned(where.key, 0), where]
     (_, _), (_, copy) = copied(steps, teacher)
     (_, _), (_, flow) = flowed(steps, teacher, clip.images)
     truth = clip.masks[where.index]

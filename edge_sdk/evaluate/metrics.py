@@ -14,18 +14,15 @@ from edge_sdk.tasks import Score, Segmentation, Task
 
 @dataclass(frozen=True)
 class Planned:
-    """One frame of a stream with a keyframe every K.
+    """One frame of a stream with keyframes.
 
     Args:
         index: which frame.
         distance: frames since its keyframe; 0 is the keyframe itself.
-        counted: whether it is scored. Frames before the first keyframe of the grid rest on frame 0, nearer than
-            the grid puts them; counting them would score early frames twice at small distances.
     """
 
     index: int
     distance: int
-    counted: bool
 
     @property
     def key(self) -> int:
@@ -34,17 +31,12 @@ class Planned:
 
 
 def plan(frames: int, interval: int, phase: int) -> list[Planned]:
-    """What a schedule "every ``interval``, phase ``phase``" does with ``frames`` frames.
+    """What a schedule "every ``interval``, phase ``phase``" does with ``frames`` frames, from its frame ``phase`` on.
 
-    Over all phases, frame i is counted exactly once at each distance 0 to min(i, interval - 1).
+    Frames before that would rest on frame 0, nearer than the grid puts them, and early frames would count twice at
+    small distances. So, over all phases, frame i comes exactly once at each distance 0 to min(i, interval - 1).
     """
-    planned = []
-    distance = 0
-    for index in range(frames):
-        due = index == 0 or index % interval == phase
-        distance = 0 if due else distance + 1
-        planned.append(Planned(index, distance, index >= phase))
-    return planned
+    return [Planned(index, (index - phase) % interval) for index in range(phase, frames)]
 
 
 def primary(score: Score) -> float | None:
@@ -168,10 +160,9 @@ class StreamScores:
         lookups = reference.lookups
         consistency = None if lookups is None else Consistency(reference.task, lookups)
         for planned, mask in masks:
-            if planned.counted:
-                self._add(planned, Segmentation(mask))
-                if consistency is not None:
-                    consistency.add(planned.index, mask)
+            self._add(planned, Segmentation(mask))
+            if consistency is not None:
+                consistency.add(planned.index, mask)
         self._consistency.append(None if consistency is None else consistency.value())
 
     def add_whatever_distance(self, masks: Sequence[np.ndarray]) -> None:

@@ -53,7 +53,7 @@ class Replay:
                 key = index
             elif due and running < 0:
                 running = index
-            self.planned.append(Planned(index, index - key, counted=True))
+            self.planned.append(Planned(index, index - key))
             yield self.planned[-1]
 
     def told(self, trust: float | None) -> None:
