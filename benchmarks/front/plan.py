@@ -22,8 +22,10 @@ from edge_sdk.distill.recipes import (
     Preprocess,
     TaskLoss,
 )
+from edge_sdk.distill.search import cheapest_choice
 from edge_sdk.evaluate.front import FrontRecipe
 from edge_sdk.profile.prepare.recipe import ProfileRecipe
+from edge_sdk.profile.table import CostTable
 from edge_sdk.tasks import TaskSpec
 
 TEACHER, GAMMA4, ONCE = "teacher", "gamma4", "once"
@@ -160,6 +162,12 @@ def profile_recipe(plan: Benchmark, precision: str) -> ProfileRecipe:
         check=plan.check,
         decode_stride=2,
     )
+
+
+def budget_of(table: CostTable, share: float) -> float:
+    """Milliseconds of that share of the reference student's time, or of the cheapest student where that takes more."""
+    cheapest = cheapest_choice(table, {unit: tuple(costs) for unit, costs in table.units.items()})
+    return max(share * table.reference.ms.median, table.predict(cheapest))
 
 
 def pair_recipe(plan: Benchmark, precision: str, budget: float, budget_ms: float) -> DistillRecipe:

@@ -98,7 +98,7 @@ def _profile(recipe: plans.ProfileRecipe, progress: Progress) -> None:
 def _searched(plan: Benchmark, precision: str, budget: float, progress: Progress) -> None:
     """Search and fine-tune under a share of the reference student's time."""
     table = CostTable.load(plan.folder / f"cost_{precision}" / "table.json")
-    budget_ms = budget * table.reference.ms.median
+    budget_ms = plans.budget_of(table, budget)
     sys.stderr.write(f"   budget {budget_ms:.2f} ms\n")
     distill(plans.pair_recipe(plan, precision, budget, budget_ms), progress=progress)
 

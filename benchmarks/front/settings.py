@@ -122,7 +122,7 @@ class Teacher:
         nets: widths of the networks for every frame.
         students: of pairs.
         budgets: of a delta step, as shares of the cost table's reference student, whose every unit is the first
-            candidate.
+            candidate; never less than the cheapest student takes, which on some scenes is more.
         intervals: of the front.
     """
 

@@ -210,8 +210,8 @@ def _who(plan: Benchmark, found: set[str]) -> list[str]:
     if searched & found:
         said.append(
             "- `PRECISION_SHARE`: students of single blocks, searched under a budget, that share of the reference "
-            f"student's time in percent, with the cost table: {plan.pair_course.steps} steps of "
-            f"{plan.pair_course.batch} pairs."
+            "student's time in percent or what the cheapest student takes, with the cost table: "
+            f"{plan.pair_course.steps} steps of {plan.pair_course.batch} pairs."
         )
     return said
 
