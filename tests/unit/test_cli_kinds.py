@@ -96,7 +96,7 @@ def test_a_device_has_no_meaning_where_nothing_is_trained(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["TrainRecipe", "DistillRecipe"])
 def test_recipes_kept_before_there_were_kinds_still_load(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from edge_sdk.distill import recipes
+    from edge_sdk import distill
 
     task = {"classes": ["a"]}
     common = {"out": "o", "task": task, "loop": {"steps": 1}}
@@ -105,5 +105,5 @@ def test_recipes_kept_before_there_were_kinds_still_load(name: str, tmp_path: Pa
         "DistillRecipe": {"teacher": {"factory": "a:b"}, "data": {"stills": ["x"]}},
     }
     kept = json.loads(json.dumps({**common, **own[name]}))
-    recipe = load_recipe(write(tmp_path, **kept), getattr(recipes, name))
+    recipe = load_recipe(write(tmp_path, **kept), getattr(distill, name))
     assert recipe.kind == next(iter(TRAININGS["train" if name == "TrainRecipe" else "distill"]))
